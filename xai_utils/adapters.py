@@ -1,0 +1,109 @@
+"""A PEFT adapter folder merged into its base: afterwards the model is an ordinary one with other weights.
+
+Tied embeddings stay one matrix: for an adapter of token rows, peft stores the rows once for the embedding and once for the
+output head, and merging must leave both names on the same numbers. Whether it did is checked, not assumed.
+"""
+
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from xai_utils.download import first_line
+from xai_utils.study import UserError, locate
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def folder(name: str) -> Path:
+    """The adapter's folder. Raises UserError: no such folder, no adapter in it, or a pickled one."""
+    path = locate(name)
+    if not path.is_dir():
+        raise UserError(f"adapter {name}: no such folder; expected a PEFT adapter's folder")
+    for file in ("adapter_config.json", WEIGHTS):
+        if not (path / file).is_file():
+            raise UserError(
+                f"adapter {name} has no {file}; expected a folder that PEFT's save_pretrained wrote, with safetensors"
+            )
+    return path
+
+
+def token_rows(path: Path) -> list[int]:
+    """The ids of the embedding rows that an adapter of trainable tokens replaces; empty for any other adapter."""
+    config = PeftConfig.from_pretrained(path)
+    indices = getattr(config, "token_indices", None) or getattr(config, "trainable_token_indices", None) or []
+    return list(next(iter(indices.values())) if isinstance(indices, dict) else indices)
+
+
+def merge(model: PreTrainedModel, path: Path) -> PreTrainedModel:
+    """`model` with the adapter of folder `path` in its weights, checked to compute what base and adapter computed.
+
+    Raises UserError: an adapter that does not fit the model, cannot be merged, or merges into another function.
+    """
+    rows, tied = model.get_input_embeddings().weight.shape[0], _tied(model)
+    replaced = token_rows(path)
+    if replaced and max(replaced) >= rows:
+        raise UserError(
+            f"adapter {path.name} replaces token rows up to {max(replaced)} and its base has {rows}; "
+            "expected the base it was trained on; nothing is resized"
+        )
+    try:
+        adapted = PeftModel.from_pretrained(model, path, is_trainable=False).eval()
+    except (ValueError, RuntimeError, KeyError, IndexError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"adapter {path.name} does not fit its base ({first_line(error)}); expected the base it was trained on"
+        ) from None
+    if adapted.peft_config["default"].is_prompt_learning:
+        raise UserError(
+            f"adapter {path.name} adds virtual tokens, which no weights can hold; expected LoRA or trainable tokens"
+        )
+    ids = torch.tensor([[*replaced[:3], *range(0, rows, max(1, rows // 5))]])
+    with torch.no_grad():
+        expected = adapted(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        merged = adapted.merge_and_unload(safe_merge=True)
+        got = merged(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    # Adding LoRA's product to the weights rounds otherwise than adding its output does.
+    tolerance = 1000 * torch.finfo(got.dtype).eps * expected.abs().max()
+    if not (got - expected).abs().max() <= tolerance or _tied(merged) != tied:
+        raise UserError(
+            f"adapter {path.name}: merged, its outputs differ by {(got - expected).abs().max():.3g} from those unmerged; "
+            "use dtype: float32, or save the merged model yourself and name its folder"
+        )
+    return merged
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def replace_rows(
+    model: PreTrainedModel,
+    path: Path,
+    kind: str,
+    base: Tensor,
+    base_tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Make a control of a merged model: its adapter's token rows as before training ('initial') or permuted ('shuffled').
+
+    `base` is the input embedding matrix before merging. Raises UserError where the adapter trains no token rows.
+    """
+    from xai_utils.adapt import initialise  # how rows begin belongs to training; only controls need it here
+
+    ids = token_rows(path)
+    if not ids:
+        raise UserError(
+            f"rows: {kind} is for an adapter of trainable tokens, and {path.name} trains none; leave it out"
+        )
+    table = model.get_input_embeddings().weight.data
+    if kind == "initial":
+        table[ids] = initialise.initial_rows(base, base_tokenizer, tokenizer, ids).to(table)
+    else:
+        table[ids] = initialise.shuffled_rows(table[ids]).to(table)
+    head = model.get_output_embeddings()
+    if head is not None and not _tied(model):
+        head.weight.data[ids] = table[ids].to(head.weight)

@@ -201,7 +201,7 @@ def _model(folder: Path, entry: ModelEntry, attention: Attention) -> PreTrainedM
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, entry.dtype),
-            attn_implementation=attention,
+            attn_implementation="eager" if attention == "eager" else None,  # None: sdpa where the model has it
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

@@ -1,0 +1,136 @@
+"""What is explained: one scalar of the model's output, and the function F that computes it from prompt embeddings.
+
+Four kinds, with their units: `logprob` (log-probability of the answer string, summed over its tokens, nats), `logit` (the
+raw logit of one token), `contrast` (log-probability of the answer minus that of another string; for single tokens the
+difference of two logits, Yin & Neubig 2022, arXiv 2202.10419), `sum_logits` (all logits of all positions added, which is
+what the original study appears to have explained). Where a text has no answer, the model's own next token stands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xai_utils.models import LoadedModel
+from xai_utils.study import UserError
+from xai_utils.text import Case
+
+UNITS = {"logprob": "nats", "logit": "logits", "contrast": "nats", "sum_logits": "logits"}
+TOKENS_PER_BATCH = 1024  # positions in one pass: large enough for the matrix product's speed, small in memory
+
+
+@dataclass(frozen=True)
+class Target:
+    """The scalar that is explained. `ids` are the answer's tokens, `contrast_ids` those it is compared with."""
+
+    kind: str
+    text: str
+    ids: tuple[int, ...]
+    contrast_ids: tuple[int, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        return UNITS[self.kind]
+
+    def keys(self) -> dict[str, str]:
+        return {"target": self.kind, "target_text": self.text}
+
+
+def make_target(model: LoadedModel, case: Case, kind: str = "logprob") -> Target:
+    """The target of a case: its answer where it has one, else the model's own next token.
+
+    Raises UserError for an unknown kind, a `logit` of several tokens, or a `contrast` with nothing to compare with.
+    """
+    if kind not in UNITS:
+        raise UserError(f"unknown target {kind!r}; expected one of {', '.join(UNITS)}")
+    if kind == "sum_logits":
+        return Target(kind, "all logits", ())
+    ids = case.answer_ids or (next_token(model, case),)
+    text = case.answer if case.answer_ids else model.tokenizer.decode(ids)
+    if kind == "logit" and len(ids) != 1:
+        pieces = model.tokenizer.convert_ids_to_tokens(list(ids))
+        raise UserError(
+            f"text '{case.text_id}': the target {text!r} is {len(ids)} tokens for model '{case.model}' ({' | '.join(pieces)}) "
+            "and a logit belongs to one; use target: logprob, or a target of one token"
+        )
+    if kind != "contrast":
+        return Target(kind, text, ids)
+    if not case.contrast_ids:
+        raise UserError(f"text '{case.text_id}': target contrast needs a `contrast` text beside its answer; add one")
+    return Target(kind, f"{text} / {case.contrast}", ids, case.contrast_ids)
+
+
+@torch.no_grad()
+def next_token(model: LoadedModel, case: Case) -> int:
+    """The model's own most probable next token."""
+    ids = torch.tensor([case.ids], device=model.device)
+    return int(model.model(input_ids=ids, logits_to_keep=1).logits[0, -1].argmax())
+
+
+class Objective:
+    """F for one model, case and target: prompt embeddings [batch, position, hidden] -> target [batch].
+
+    The answer's embeddings are appended inside and stay fixed, so that a path or a perturbation moves the prompt alone.
+    """
+
+    def __init__(self, model: LoadedModel, case: Case, target: Target):
+        self.model, self.target = model, target
+        self.inputs = model.embed(torch.tensor(case.ids, device=model.device))
+        self.forwards = 0  # sequences evaluated so far, with or without a gradient
+        self.gradients = 0  # those with one
+
+    def __call__(self, embeds: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Target of each row of `embeds`; `mask` [batch, position] is 0 where a prompt is padded on the right."""
+        self.forwards += len(embeds)
+        if self.target.kind == "sum_logits":
+            logits = self.model.model(inputs_embeds=embeds, attention_mask=mask).logits
+            real = logits if mask is None else logits * mask[..., None]
+            return real.sum((1, 2))
+        if mask is not None:
+            return torch.cat([self(row[None, : int(keep.sum())]) for row, keep in zip(embeds, mask, strict=True)])
+        value = self._continuation(embeds, self.target.ids)
+        if self.target.kind == "contrast":
+            value = value - self._continuation(embeds, self.target.contrast_ids)
+        return value
+
+    def _continuation(self, embeds: Tensor, ids: tuple[int, ...]) -> Tensor:
+        answer = torch.tensor(ids, device=embeds.device)
+        fixed = self.model.embed(answer[:-1]).to(embeds.dtype).expand(len(embeds), -1, -1)
+        output = self.model.model(inputs_embeds=torch.cat([embeds, fixed], 1), logits_to_keep=len(ids))
+        logits = output.logits[:, -len(ids) :].float() if embeds.dtype != torch.float64 else output.logits[:, -len(ids) :]
+        if self.target.kind != "logit":
+            logits = logits.log_softmax(-1)
+        return logits.gather(-1, answer.expand(len(embeds), -1)[..., None]).sum((1, 2))
+
+    def _chunks(self, embeds: Tensor) -> Iterator[Tensor]:
+        length = embeds.shape[1] + max(len(self.target.ids), 1) - 1
+        return iter(embeds.split(max(TOKENS_PER_BATCH // length, 1)))
+
+    @torch.no_grad()
+    def values(self, embeds: Tensor) -> Tensor:
+        """F without gradients, in chunks: [batch]."""
+        return torch.cat([self(chunk) for chunk in self._chunks(embeds)])
+
+    def values_and_gradients(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """F [batch] and its gradient [batch, position, hidden], in chunks.
+
+        Raises UserError when a gradient is not finite, which names where it happened.
+        """
+        values, gradients = [], []
+        for chunk in self._chunks(embeds.detach()):
+            leaf = chunk.clone().requires_grad_(True)
+            value = self(leaf)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            values.append(value.detach())
+            gradients.append(gradient)
+            self.gradients += len(chunk)
+        stacked = torch.cat(gradients)
+        if not torch.isfinite(stacked).all():
+            raise UserError(
+                f"the gradient of model '{self.model.label}' is not finite for target {self.target.text!r}; expected finite "
+                "numbers; use float32, keep the sink, or choose another baseline than zero"
+            )
+        return torch.cat(values), stacked

@@ -1,15 +1,16 @@
 """A PEFT adapter folder merged into its base: afterwards the model is an ordinary one with other weights.
 
-Tied embeddings stay one matrix: for an adapter of token rows, peft stores the rows once for the embedding and once for the
-output head, and merging must leave both names on the same numbers. Whether it did is checked, not assumed.
+Tied embeddings stay one matrix: for an adapter of token rows, peft stores the rows once for the embedding and once for
+the output head, and merging must leave both names on the same numbers. Whether it did is checked, not assumed.
 """
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from xai_utils.download import first_line
@@ -33,7 +34,7 @@ def folder(name: str) -> Path:
 
 def token_rows(path: Path) -> list[int]:
     """The ids of the embedding rows that an adapter of trainable tokens replaces; empty for any other adapter."""
-    config = PeftConfig.from_pretrained(path)
+    config = PeftConfig.from_pretrained(str(path))
     indices = getattr(config, "token_indices", None) or getattr(config, "trainable_token_indices", None) or []
     return list(next(iter(indices.values())) if isinstance(indices, dict) else indices)
 
@@ -43,7 +44,7 @@ def merge(model: PreTrainedModel, path: Path) -> PreTrainedModel:
 
     Raises UserError: an adapter that does not fit the model, cannot be merged, or merges into another function.
     """
-    rows, tied = model.get_input_embeddings().weight.shape[0], _tied(model)
+    rows, tied = len(embedding_matrix(model)), _tied(model)
     replaced = token_rows(path)
     if replaced and max(replaced) >= rows:
         raise UserError(
@@ -51,7 +52,7 @@ def merge(model: PreTrainedModel, path: Path) -> PreTrainedModel:
             "expected the base it was trained on; nothing is resized"
         )
     try:
-        adapted = PeftModel.from_pretrained(model, path, is_trainable=False).eval()
+        adapted: Any = PeftModel.from_pretrained(model, path, is_trainable=False).eval()
     except (ValueError, RuntimeError, KeyError, IndexError, TypeError, SafetensorError) as error:
         raise UserError(
             f"adapter {path.name} does not fit its base ({first_line(error)}); expected the base it was trained on"
@@ -69,15 +70,20 @@ def merge(model: PreTrainedModel, path: Path) -> PreTrainedModel:
     tolerance = 1000 * torch.finfo(got.dtype).eps * expected.abs().max()
     if not (got - expected).abs().max() <= tolerance or _tied(merged) != tied:
         raise UserError(
-            f"adapter {path.name}: merged, its outputs differ by {(got - expected).abs().max():.3g} from those unmerged; "
-            "use dtype: float32, or save the merged model yourself and name its folder"
+            f"adapter {path.name}: merged into the weights it computes something else (outputs differ by "
+            f"{(got - expected).abs().max():.3g}); use dtype: float32, or save the merged model and name its folder"
         )
     return merged
 
 
+def embedding_matrix(model: PreTrainedModel) -> Tensor:
+    """The rows of the input embedding as they are stored, [vocabulary, hidden]."""
+    return cast(nn.Embedding, model.get_input_embeddings()).weight.data
+
+
 def _tied(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
-    return head is not None and head.weight is model.get_input_embeddings().weight
+    return head is not None and cast(nn.Linear, head).weight.data_ptr() == embedding_matrix(model).data_ptr()
 
 
 def replace_rows(
@@ -88,7 +94,7 @@ def replace_rows(
     base_tokenizer: PreTrainedTokenizerFast,
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """Make a control of a merged model: its adapter's token rows as before training ('initial') or permuted ('shuffled').
+    """Make a control of a merged model: the adapter's token rows as before training ('initial'), or permuted.
 
     `base` is the input embedding matrix before merging. Raises UserError where the adapter trains no token rows.
     """
@@ -99,11 +105,8 @@ def replace_rows(
         raise UserError(
             f"rows: {kind} is for an adapter of trainable tokens, and {path.name} trains none; leave it out"
         )
-    table = model.get_input_embeddings().weight.data
+    table = embedding_matrix(model)
     if kind == "initial":
         table[ids] = initialise.initial_rows(base, base_tokenizer, tokenizer, ids).to(table)
     else:
         table[ids] = initialise.shuffled_rows(table[ids]).to(table)
-    head = model.get_output_embeddings()
-    if head is not None and not _tied(model):
-        head.weight.data[ids] = table[ids].to(head.weight)

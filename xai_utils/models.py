@@ -1,8 +1,8 @@
 """Any causal language model of a study, loaded one way: a folder of safetensors, frozen, checked before it is used.
 
-A built-in name, a Hub id or a GGUF file first becomes such a folder (download.py, hub.py). A PEFT adapter is merged into plain
-weights, so that everything downstream sees an ordinary transformers model. Nothing is resized, and no code or pickle that
-comes with a model is run.
+A built-in name, a Hub id or a GGUF file first becomes such a folder (download.py, hub.py). A PEFT adapter is merged
+into plain weights (adapters.py), so that everything downstream sees an ordinary transformers model. Nothing is resized,
+and no code or pickle that comes with a model is run.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -31,14 +31,22 @@ Attention = Literal["sdpa", "eager"]
 class LoadedModel:
     """A model of a study with its tokenizer: evaluation mode, frozen, dropout off.
 
-    `revision` names the exact weights and tokenizer, the same on every machine: a commit hash or a hash of contents, and the
-    same of the adapter and the tokenizer where they are the entry's own.
+    `revision` names the exact weights and tokenizer, the same on every machine: a commit hash or a hash of contents,
+    and the same of the adapter and the tokenizer where they are the entry's own.
     """
 
     entry: ModelEntry
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     revision: str
+    reference: Float[Tensor, " hidden"] | None = None  # the mean embedding that all models of a study have in common
+
+    @property
+    def mean_embedding(self) -> Float[Tensor, " hidden"]:
+        """The vector of the mean baseline: the study's common one, else the mean over the model's own rows."""
+        if self.reference is not None:
+            return self.reference.to(self.device, self.dtype)
+        return self.embedding.double().mean(0).to(self.dtype)
 
     @property
     def label(self) -> str:
@@ -58,11 +66,11 @@ class LoadedModel:
 
     @property
     def _input(self) -> nn.Embedding:
-        return self.model.get_input_embeddings()
+        return cast(nn.Embedding, self.model.get_input_embeddings())
 
     @cached_property
     def embedding(self) -> Float[Tensor, "vocabulary hidden"]:
-        """All rows as `embed` gives them: the input embedding matrix, scaled where the embedding module scales (Gemma)."""
+        """All rows as `embed` gives them: the input embedding matrix, scaled where its module scales (Gemma)."""
         if type(self._input) is nn.Embedding:
             return self._input.weight
         return self.embed(torch.arange(self._input.weight.shape[0]))
@@ -75,7 +83,7 @@ class LoadedModel:
     def document_start(self) -> int | None:
         """The token id to put in front of a text, or None where the tokenizer puts a special token there itself.
 
-        The entry's own, else `<|endoftext|>` (what parted documents in training), else the tokenizer's BOS, else its EOS.
+        The entry's own, else `<|endoftext|>` (which parted documents in training), else the tokenizer's BOS, else EOS.
         """
         return _document_start(self.entry, self.tokenizer)
 
@@ -93,19 +101,18 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
         model = _model(folder, entry, attention)
         if entry.adapter:
             adapter = adapters.folder(entry.adapter)
-            before = model.get_input_embeddings().weight.detach().clone() if entry.rows else None
+            before = adapters.embedding_matrix(model).clone() if entry.rows else None
             model = adapters.merge(model, adapter)
             revision += f"+adapter:{content_hash(adapter)}"
-            if before is not None:
-                adapters.replace_rows(
-                    model, adapter, entry.rows, before, _read_tokenizer(folder, entry.model), tokenizer
-                )
+            if entry.rows and before is not None:
+                own = _read_tokenizer(folder, entry.model)
+                adapters.replace_rows(model, adapter, entry.rows, before, own, tokenizer)
                 revision += f"+rows:{entry.rows}"
     try:
-        model = model.to(device)
+        model.to(device)  # type: ignore[arg-type]  # transformers hides torch's signature
     except torch.OutOfMemoryError:
         raise UserError(
-            f"{entry.label}: {entry.model} does not fit into the memory of {device}; use device: cpu, or dtype: bfloat16"
+            f"{entry.label}: {entry.model} does not fit into the memory of {device}; use device: cpu or dtype: bfloat16"
         ) from None
     loaded = LoadedModel(entry, model.eval().requires_grad_(False), tokenizer, revision + tokenizer_revision)
     _check_vocabulary(loaded)
@@ -198,7 +205,7 @@ def _device(name: str) -> torch.device:
 
 def _model(folder: Path, entry: ModelEntry, attention: Attention) -> PreTrainedModel:
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, entry.dtype),
             attn_implementation="eager" if attention == "eager" else None,  # None: sdpa where the model has it
@@ -209,8 +216,10 @@ def _model(folder: Path, entry: ModelEntry, attention: Attention) -> PreTrainedM
         )
     except (ValueError, OSError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{entry.model} cannot be loaded ({download.first_line(error)}); expected a causal language model that transformers knows by itself"
+            f"{entry.model} cannot be loaded ({download.first_line(error)}); "
+            "expected a causal language model of an architecture that transformers knows by itself"
         ) from None
+    model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(
@@ -238,7 +247,7 @@ def _read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
     if not _has_tokenizer(folder):
         raise UserError(f"{name} has no tokenizer files; expected tokenizer.json in it; name one with `tokenizer:`")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(
             f"the tokenizer of {name} cannot be read ({download.first_line(error)}); expected a tokenizer.json"
@@ -274,7 +283,7 @@ def _document_start(entry: ModelEntry, tokenizer: PreTrainedTokenizerFast) -> in
 
 
 def _check_vocabulary(loaded: LoadedModel) -> None:
-    rows = loaded.model.get_input_embeddings().weight.shape[0]
+    rows = len(adapters.embedding_matrix(loaded.model))
     highest = max(loaded.tokenizer.get_vocab().values())
     if highest >= rows:
         raise UserError(
@@ -285,7 +294,7 @@ def _check_vocabulary(loaded: LoadedModel) -> None:
 
 def _check_passes(loaded: LoadedModel) -> None:
     """Two short passes: finite, the same through `inputs_embeds`, and blind to what comes later."""
-    rows = loaded.model.get_input_embeddings().weight.shape[0]
+    rows = len(adapters.embedding_matrix(loaded.model))
     ids = torch.linspace(0, rows - 1, 6, device=loaded.device).long()
     ids = torch.stack([ids, torch.cat([ids[:-1], ids[:1]])])
     mask = torch.ones_like(ids)

@@ -5,10 +5,8 @@ into plain weights (adapters.py), so that everything downstream sees an ordinary
 and no code or pickle that comes with a model is run.
 """
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +17,6 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from xai_utils import adapters, download, hub
 from xai_utils.study import ModelEntry, UserError, locate, shown
@@ -96,7 +93,7 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
     device = _device(entry.device)
     folder, revision = _source(entry.model, entry.revision, hub.MODEL_FILES)
     _check_weights(folder, entry.model)
-    with _quiet():
+    with download.quiet():
         tokenizer, tokenizer_revision = _tokenizer(entry, folder)
         model = _model(folder, entry, attention)
         if entry.adapter:
@@ -118,20 +115,6 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
     _check_vocabulary(loaded)
     _check_passes(loaded)
     return loaded
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bar and table for every load: what matters in them is checked here."""
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 # ---- from a name to a folder

@@ -100,7 +100,9 @@ class Objective:
         answer = torch.tensor(ids, device=embeds.device)
         fixed = self.model.embed(answer[:-1]).to(embeds.dtype).expand(len(embeds), -1, -1)
         output = self.model.model(inputs_embeds=torch.cat([embeds, fixed], 1), logits_to_keep=len(ids))
-        logits = output.logits[:, -len(ids) :].float() if embeds.dtype != torch.float64 else output.logits[:, -len(ids) :]
+        logits = (
+            output.logits[:, -len(ids) :].float() if embeds.dtype != torch.float64 else output.logits[:, -len(ids) :]
+        )
         if self.target.kind != "logit":
             logits = logits.log_softmax(-1)
         return logits.gather(-1, answer.expand(len(embeds), -1)[..., None]).sum((1, 2))

@@ -198,7 +198,7 @@ def prepare(model: LoadedModel, entry: TextEntry, study: Study) -> Case:
     cut = max(len(ids) - study.max_tokens, 0)
     if cut:
         ids, spans = ids[: study.max_tokens], spans[: study.max_tokens]
-    names = [model.tokenizer.convert_ids_to_tokens(i) for i in ids]
+    names = [model.tokenizer.decode([i]).translate(VISIBLE) for i in ids]
     labels = _labels(text, spans, names)
     tokens = tuple(
         Token(i, label, *(span or (None, None)), "special" if span is None else "text")

@@ -1,0 +1,322 @@
+"""The runner on tiny notebooks of its own: what succeeds, what fails and how that is said, what is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from typer.testing import CliRunner
+
+from xai_utils import run as runner
+from xai_utils.__main__ import app
+from xai_utils.run import Job, execute, locked, parse_settings, plan, run, select, typed
+from xai_utils.study import ROOT, UserError, load_study
+
+PARAMETERS = 'study = "studies/default.yaml"\ncode = "a"\nlayer = 0\nwidgets = False\nsigma = 0.1\nheads = [0, 1]'
+
+
+@pytest.fixture
+def book(tmp_path):
+    """Writes notebooks/<name>.ipynb with a parameters cell and the given code cells."""
+
+    def _book(name: str, *cells: str, parameters: str = PARAMETERS) -> Path:
+        first = new_code_cell(parameters)
+        first.metadata["tags"] = ["parameters"]
+        path = tmp_path / "notebooks" / f"{name}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        notebook = new_notebook(cells=[new_markdown_cell("# A notebook"), first, *map(new_code_cell, cells)])
+        notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        path.write_text(nbformat.writes(notebook))
+        return path
+
+    return _book
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return {"notebooks": tmp_path / "notebooks", "runs": tmp_path / "runs"}
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("models: [{label: a, model: m}]\ntexts: [{id: a, text: b}]\n")
+    return path
+
+
+def texts(path: Path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(o.get("text", "") for c in cells if c.cell_type == "code" for o in c.outputs)
+
+
+def error_of(job: Job, timeout: int = 60) -> str:
+    with pytest.raises(UserError) as caught:
+        execute(job, timeout)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_run_goes_through_the_sequence_in_order(book, folders, study, tmp_path):
+    log = tmp_path / "log"
+    for name in ("03_c", "01_a", "02_b", "06_f", "00_z"):
+        book(name, f"print(study, layer)\nopen({str(log)!r}, 'a').write({name!r} + ' ')")
+    source = (folders["notebooks"] / "01_a.ipynb").read_bytes()
+    jobs = run(study, settings=["layer=3"], **folders)
+    assert log.read_text() == "01_a 02_b 03_c "
+    assert [job.output for job in jobs] == [
+        tmp_path / f"runs/mine/notebooks/{n}.ipynb" for n in ("01_a", "02_b", "03_c")
+    ]
+    assert texts(jobs[1].output) == f"{study} 3\n"
+    assert (folders["notebooks"] / "01_a.ipynb").read_bytes() == source
+
+
+def test_the_kernel_is_this_python_in_the_repository(book, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANTED", sys.prefix)
+    out = tmp_path / "out.ipynb"
+    execute(Job(book("01_a", "import sys, os, xai_utils\nprint(sys.prefix == os.environ['WANTED'], os.getcwd())"), out))
+    assert texts(out) == "True .\n"  # the root's machine path is not shown
+
+
+def test_a_published_notebook_is_replaced_by_its_clean_copy(book):
+    path = book(
+        "01_a",
+        "import sys, os\nprint(os.getcwd() + '/xai_utils', file=sys.stderr)",
+        "print('  5%|5   | 1/20 [00:01<00:19]', file=sys.stderr)",
+        "import ipywidgets\nipywidgets.IntSlider()",
+        "import numpy as np\nnp.arange(3)",
+    )
+    execute(Job(path, path))
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [1, 2, 3, 4, 5]
+    assert [cell.metadata for cell in code] == [{"tags": ["parameters"]}, {}, {}, {}, {}]
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert code[1].outputs[0].text == "xai_utils\n"
+    assert code[2].outputs == [] and code[3].outputs == []  # a progress bar, a widget
+    assert code[4].outputs[0].data["text/plain"] == "array([0, 1, 2])"
+    raw = path.read_text()
+    assert str(ROOT) not in raw and "papermill" not in raw and "injected" not in raw and "widget-view" not in raw
+    assert not [other for other in path.parent.iterdir() if other != path]
+
+
+def test_running_again_gives_the_same_bytes(book):
+    path = book("01_a", "print('a')", "1 + 1", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
+    execute(Job(path, path))
+    first = path.read_bytes()
+    execute(Job(path, path))
+    assert path.read_bytes() == first and b"image/png" in first
+
+
+def test_the_published_study_writes_its_notebooks_in_place_and_with_settings_it_does_not(book, folders, study):
+    source = book("01_a")
+    published = load_study(study).model_copy(update={"published": True})
+    assert plan(published, study, (), (), **folders) == [Job(source, source, {})]
+    (job,) = plan(published, study, (), ["layer=1"], **folders)
+    assert job == Job(source, folders["runs"] / "mine/notebooks/01_a.ipynb", {"layer": 1})
+
+
+def test_a_failing_cell_is_named_and_leaves_the_old_output(book, tmp_path, capfd):
+    out = tmp_path / "out.ipynb"
+    out.write_text("old")
+    path = book("02_b", "x = 1", "def f():\n    return x / 0\n\nf()")
+    assert error_of(Job(path, out)) == "02_b.ipynb, cell 3: ZeroDivisionError: division by zero"
+    assert out.read_text() == "old"
+    assert "return x / 0" in capfd.readouterr().err  # the traceback, before the last line
+
+
+def test_cells_are_counted_without_the_injected_one(book, tmp_path):
+    path = book("02_b", "x = 1", "1 / (layer - 5)")
+    message = error_of(Job(path, tmp_path / "out.ipynb", {"layer": 5}))
+    assert message == "02_b.ipynb, cell 3: ZeroDivisionError: division by zero"
+
+
+def test_a_users_error_inside_a_cell_is_said_as_it_is(book, tmp_path, capfd):
+    path = book("02_b", "from xai_utils.study import load_study\nload_study('studies/smal.yaml')")
+    message = error_of(Job(path, tmp_path / "out.ipynb"))
+    expected = "studies/smal.yaml: no such study file; did you mean 'studies/small.yaml'?"
+    assert message == f"02_b.ipynb, cell 2: {expected}"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_killed_kernel_is_not_taken_for_success(book, tmp_path):
+    out = tmp_path / "out.ipynb"
+    path = book("02_b", "x = 1", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "x = 2")
+    message = error_of(Job(path, out))
+    assert message.startswith("02_b.ipynb, cell 3: the kernel was killed, most likely for lack of memory")
+    assert not out.exists()
+
+
+def test_a_cell_that_takes_too_long(book, tmp_path):
+    path = book("02_b", "import time\ntime.sleep(60)")
+    start = time.monotonic()
+    message = error_of(Job(path, tmp_path / "out.ipynb"), timeout=1)
+    assert message == "02_b.ipynb, cell 2: took longer than 1 s; allow more with --timeout SECONDS"
+    assert time.monotonic() - start < 30
+
+
+def test_a_kernel_that_finds_its_port_taken_is_started_again(book, tmp_path, monkeypatch):
+    real, calls = runner._papermill, []
+
+    def collide(*arguments):
+        calls.append(1)
+        if len(calls) < 3:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return real(*arguments)
+
+    monkeypatch.setattr(runner, "_papermill", collide)
+    monkeypatch.setattr(runner.time, "sleep", lambda seconds: None)
+    out = tmp_path / "out.ipynb"
+    execute(Job(book("01_a", "print('up')"), out))
+    assert texts(out) == "up\n" and len(calls) == 3
+    calls[:] = [1, 1]
+    monkeypatch.setattr(runner, "_papermill", lambda *a: (_ for _ in ()).throw(RuntimeError("Kernel died\nagain")))
+    assert error_of(Job(book("01_a"), out)) == "01_a.ipynb: the kernel did not start (Kernel died again); try again"
+
+
+def test_a_misspelt_parameter_lists_the_right_ones_before_anything_runs(book, folders, study, tmp_path):
+    book("01_a", f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(
+        UserError, match=r"^--set layr: no notebook of this run has that parameter; did you mean 'layer'\?$"
+    ):
+        run(study, settings=["layr=1"], **folders)
+    with pytest.raises(UserError, match="known are code, heads, layer, sigma, study, widgets$"):
+        run(study, settings=["zzz=1"], **folders)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("code=0012", "0012"),
+        ("code=a=b", "a=b"),
+        ("code=", ""),
+        ("code=True", "True"),
+        ("layer=12", 12),
+        ("layer=-1", -1),
+        ("widgets=true", True),
+        ("widgets=No", False),
+        ("sigma=1", 1.0),
+        ("sigma=1e-3", 0.001),
+        ("heads=[2]", [2]),
+    ],
+)
+def test_values_have_the_type_of_the_default(book, setting, value):
+    import papermill
+
+    path = book("01_a")
+    (got,) = parse_settings([setting], {path: papermill.inspect_notebook(path)}).values()
+    assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("layer=first", r"--set layer=first: expected a int like the default 0"),
+        ("layer=1.5", "expected a int"),
+        ("widgets=maybe", "expected a bool like the default False"),
+        ("sigma=much", "expected a float"),
+        ("heads=2", "expected a list"),
+        ("layer", "--set layer: expected key=value"),
+        ("study=x.yaml", "the study is named by --study"),
+    ],
+)
+def test_values_of_another_type_are_refused(book, setting, expected):
+    import papermill
+
+    path = book("01_a")
+    with pytest.raises(UserError, match=expected):
+        parse_settings([setting], {path: papermill.inspect_notebook(path)})
+
+
+def test_a_parameter_without_a_default_takes_what_is_written():
+    assert typed("x", "12", "None") == 12 and typed("x", "a b", "None") == "a b"
+
+
+def test_a_parameter_reaches_only_the_notebooks_that_have_it(book, folders, study):
+    book("01_a")
+    book("02_b", parameters='study = "s"\ntop = 3')
+    jobs = plan(load_study(study), study, (), ["top=5"], **folders)
+    assert [job.parameters for job in jobs] == [{"study": str(study)}, {"study": str(study), "top": 5}]
+
+
+def test_a_notebook_that_cannot_be_told_the_study(book, folders, study):
+    book("01_a", parameters="x = 1")
+    with pytest.raises(UserError, match="01_a.ipynb: has no parameter 'study'"):
+        plan(load_study(study), study, (), (), **folders)
+
+
+def test_only_picks_by_number_or_name(book, folders):
+    for name in ("00_z", "01_a", "02_b", "06_f"):
+        book(name)
+    stems = lambda *only: [path.stem for path in select(only, folders["notebooks"])]  # noqa: E731
+    assert stems() == ["01_a", "02_b"]
+    assert stems("02", "1") == ["01_a", "02_b"] and stems("06,00") == ["00_z", "06_f"]
+    assert stems("notebooks/02_b.ipynb") == ["02_b"]
+    with pytest.raises(UserError, match="--only 7: no such notebook; known are 00_z, 01_a, 02_b, 06_f"):
+        stems("7")
+    with pytest.raises(UserError, match="holds no notebooks"):
+        select((), folders["runs"])
+
+
+def test_two_runs_on_one_study(book, folders, study):
+    book("01_a", "x = 1")
+    with locked(load_study(study), folders["runs"]), pytest.raises(UserError, match="'mine' is being run by another"):
+        run(study, **folders)
+    assert run(study, **folders)  # and is free again
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_the_old_output_and_no_kernel(book, folders, study, tmp_path, number):
+    pid_file = tmp_path / "pid"
+    book("01_a", f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(120)")
+    out = folders["runs"] / "mine/notebooks/01_a.ipynb"
+    out.parent.mkdir(parents=True)
+    out.write_text("old")
+    code = f"""
+import sys; from pathlib import Path; from xai_utils import __main__, run
+run.run.__defaults__ = (*run.run.__defaults__[:-2], *map(Path, {[str(path) for path in folders.values()]!r}))
+sys.exit(__main__.main(["run", "--study", {str(study)!r}]))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not pid_file.exists() or not pid_file.read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Traceback" not in errors
+    assert [path.name for path in out.parent.iterdir()] == ["01_a.ipynb"] and out.read_text() == "old"
+    kernel = int(pid_file.read_text())
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{kernel}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)
+
+
+def test_the_command_line_says_one_line_and_fails(tmp_path):
+    command = [sys.executable, "-m", "xai_utils", "run", "--study", "nowhere.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: nowhere.yaml: no such study file; ") and done.stderr.count("\n") == 1
+
+
+def test_the_command_line_lists_its_commands():
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0 and all(name in result.output for name in ("run", "fetch"))
+
+
+def test_plain_papermill_works_as_well(book, study, tmp_path):
+    path, out = book("01_a", "print(study)"), tmp_path / "out.ipynb"
+    command = [sys.executable, "-m", "papermill", str(path), str(out), "-p", "study", str(study), "--kernel", "python3"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["cells"][3]["outputs"][0]["text"] == [f"{study}\n"]

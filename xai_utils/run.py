@@ -1,0 +1,326 @@
+"""Notebooks on papermill: executed one after another, replaced only when they succeed, every failure told in one line.
+
+papermill runs and inspects; what is here is what it leaves open: parameters that exist and keep their type, a limit on
+a cell's time, a kernel that died, two runs on one study, and a copy fit to be committed.
+"""
+
+import ast
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from filelock import FileLock, Timeout
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from xai_utils.study import ROOT, Study, UserError, load_study, locate, nearest
+
+NOTEBOOKS = ROOT / "notebooks"
+RUNS = ROOT / "runs"
+SEQUENCE = ("01", "02", "03", "04", "05")
+CELL_SECONDS = 3600
+KERNEL_STARTS = 3  # two kernels that start at once can pick one port (papermill issue 511)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to execute: its source, where the executed copy goes, the parameters that differ from its own."""
+
+    source: Path
+    output: Path
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+class OwnKernel(AsyncKernelManager):
+    """A kernel of the running interpreter, whatever kernels are installed beside it."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
+        return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+    async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+        """Start it with figures inline, also where the caller's MPLBACKEND says otherwise."""
+        env = os.environ | {
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+        await super().start_kernel(**options | {"env": env})
+
+
+def run(
+    study_file: str | Path,
+    only: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    timeout: int = CELL_SECONDS,
+    notebooks: Path = NOTEBOOKS,
+    runs: Path = RUNS,
+) -> list[Job]:
+    """Execute the notebooks 01 to 05, or those that `only` names by number, on a study.
+
+    `settings` are `key=value` for the notebooks' own parameters; `timeout` is in seconds a cell. The published study's
+    notebooks are replaced by their executed copies; another study's copies go to runs/<study>/notebooks/.
+    Raises UserError.
+    """
+    study = load_study(study_file)
+    jobs = plan(study, study_file, only, settings, notebooks, runs)
+    with locked(study, runs):
+        total = sum(len(_code_cells(nbformat.read(job.source, as_version=4))) for job in jobs)
+        with tqdm(total=total, unit="cell", file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
+            for number, job in enumerate(jobs, 1):
+                bar.set_description(f"{job.source.stem} [{number}/{len(jobs)}]")
+                execute(job, timeout, bar)
+    return jobs
+
+
+def plan(
+    study: Study,
+    study_file: str | Path,
+    only: Sequence[str],
+    settings: Sequence[str],
+    notebooks: Path = NOTEBOOKS,
+    runs: Path = RUNS,
+) -> list[Job]:
+    """What is to be executed, with every parameter checked before anything starts. Raises UserError."""
+    sources = select(only, notebooks)
+    declared = {source: papermill.inspect_notebook(source) for source in sources}
+    given = parse_settings(settings, declared)
+    as_it_is = study.published and not given
+    folder = notebooks if as_it_is else runs / study.name / "notebooks"
+    jobs = []
+    for source in sources:
+        parameters = {name: value for name, value in given.items() if name in declared[source]}
+        if not study.published:
+            if "study" not in declared[source]:
+                raise UserError(f"{source.name}: has no parameter 'study'; declare it in the cell tagged 'parameters'")
+            parameters["study"] = _portable(locate(study_file))
+        jobs.append(Job(source, folder / source.name, parameters))
+    return jobs
+
+
+def select(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> list[Path]:
+    """The notebooks of the sequence, or those named by number (`02`) or name, in the order of their file names."""
+    found = {path.stem: path for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))}
+    wanted = [name for item in only for name in item.split(",")] or [n for n in SEQUENCE if _match(n, found)]
+    chosen = set()
+    for name in wanted:
+        matches = _match(name, found)
+        if not matches:
+            raise UserError(f"--only {name}: no such notebook; {nearest(name, found)}")
+        chosen.update(matches)
+    if not chosen:
+        raise UserError(f"{notebooks}: holds no notebooks; expected 01_*.ipynb to 05_*.ipynb")
+    return [found[name] for name in sorted(chosen)]
+
+
+def _match(name: str, found: dict[str, Path]) -> list[str]:
+    stem = Path(name).name.removesuffix(".ipynb")
+    return [known for known in found if known == stem or known.split("_")[0] == stem.zfill(2)]
+
+
+def parse_settings(settings: Sequence[str], declared: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """`key=value` texts as values of the type that the notebooks' own default has. Raises UserError."""
+    known = {name: parameter for parameters in declared.values() for name, parameter in parameters.items()}
+    values = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: expected key=value; write for example --set {setting}=1")
+        if name == "study":
+            raise UserError("--set study: the study is named by --study; write --study FILE")
+        if name not in known:
+            raise UserError(f"--set {name}: no notebook of this run has that parameter; {nearest(name, known)}")
+        values[name] = typed(name, text, known[name]["default"])
+    return values
+
+
+def typed(name: str, text: str, default: str) -> Any:
+    """The text of a parameter as a value of the type of its default, which is given as Python source.
+
+    >>> typed("x", "0012", "'a'"), typed("x", "12", "1"), typed("x", "1e-3", "0.5"), typed("x", "no", "True")
+    ('0012', 12, 0.001, False)
+    """
+    like = _literal(default)
+    if isinstance(like, str):
+        return text
+    kind = type(like).__name__
+    try:
+        if isinstance(like, bool):
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        if isinstance(like, int | float):
+            return type(like)(text)
+    except (KeyError, ValueError):
+        raise UserError(f"--set {name}={text}: expected a {kind} like the default {default}") from None
+    value = _literal(text)
+    if like is not None and type(value) is not type(like):
+        raise UserError(f"--set {name}={text}: expected a {kind} like the default {default}")
+    return value
+
+
+def _literal(source: str) -> Any:
+    try:
+        return ast.literal_eval(source)
+    except (ValueError, SyntaxError):
+        return source
+
+
+def execute(job: Job, timeout: int = CELL_SECONDS, bar: "tqdm[Any] | None" = None) -> None:
+    """Execute one notebook in a fresh kernel and replace its output when all cells have succeeded.
+
+    Raises UserError, naming notebook and cell: a cell fails or takes longer than `timeout` seconds, the kernel dies.
+    """
+    progress = _Progress(job, bar)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it says is said once, below
+    try:
+        for attempt in range(1, KERNEL_STARTS + 1):
+            try:
+                notebook = _papermill(job, timeout, progress)
+                break
+            except RuntimeError:
+                if progress.cells or attempt == KERNEL_STARTS:
+                    raise
+                time.sleep(attempt)
+    except PapermillExecutionError as error:
+        raise UserError(f"{progress.place}: {_told(error)}") from None
+    except CellTimeoutError:
+        raise UserError(f"{progress.place}: took longer than {timeout} s; allow more with --timeout SECONDS") from None
+    except DeadKernelError:
+        reason = "the kernel was killed, most likely for lack of memory; close programs, or use a smaller model or text"
+        raise UserError(f"{progress.place}: {reason}") from None
+    except RuntimeError as error:
+        raise UserError(f"{progress.place}: the kernel did not start ({_line(str(error))}); try again") from None
+    publishable(notebook)
+    _write(notebook, job.output)
+
+
+def _papermill(job: Job, timeout: int, progress: "_Progress") -> nbformat.NotebookNode:
+    return papermill.execute_notebook(
+        str(job.source),
+        None,  # nothing is written until all of it has succeeded
+        parameters=job.parameters,
+        kernel_name="python3",
+        language="python",
+        cwd=str(ROOT),
+        progress_bar=False,
+        execution_timeout=timeout,
+        kernel_manager_class=OwnKernel,
+        on_cell_execute=progress.start,
+        on_cell_executed=progress.done,
+        record_timing=False,
+        store_widget_state=False,
+        coalesce_streams=True,
+    )
+
+
+class _Progress:
+    """Counts cells as a person reads them: code cells from 1, without the injected one."""
+
+    def __init__(self, job: Job, bar: "tqdm[Any] | None") -> None:
+        self.name, self.bar, self.cells = job.source.name, bar, 0
+
+    def start(self, cell: nbformat.NotebookNode, **_: Any) -> None:
+        self.cells += not _injected(cell)
+
+    def done(self, cell: nbformat.NotebookNode, **_: Any) -> None:
+        if self.bar is not None and not _injected(cell):
+            self.bar.update()
+
+    @property
+    def place(self) -> str:
+        return f"{self.name}, cell {self.cells}" if self.cells else self.name
+
+
+def _told(error: PapermillExecutionError) -> str:
+    """The failure in one line; its traceback goes before it, unless the cell itself told the user what is wrong."""
+    if error.ename == UserError.__name__:
+        return _line(error.evalue)
+    tqdm.write(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)), file=sys.stderr)
+    return f"{error.ename}: {_line(error.evalue)}".removesuffix(": ")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def publishable(notebook: nbformat.NotebookNode) -> None:
+    """Strip in place what differs between runs or machines: timings, paths, progress bars, widget state."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},
+        }
+    )
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags", True):
+            del cell.metadata["tags"]
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in map(_portable_output, cell.outputs) if output is not None]
+
+
+def _portable_output(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    if output.output_type == "stream":
+        lines = output.text.splitlines(keepends=True)
+        output.text = _without_paths("".join(line for line in lines if not re.search(r"\d+%\|", line)))
+        return output if output.text.strip() else None
+    data = output.get("data", {})
+    if "application/vnd.jupyter.widget-view+json" in data:
+        return None
+    for kind in data:
+        if kind.startswith("text/"):
+            data[kind] = _without_paths(data[kind])
+    return output
+
+
+def _without_paths(text: str) -> str:
+    return text.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".").replace(str(Path.home()), "~")
+
+
+def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def _injected(cell: nbformat.NotebookNode) -> bool:
+    return "injected-parameters" in cell.metadata.get("tags", [])
+
+
+def _write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _portable(path: Path) -> str:
+    resolved = path.resolve()
+    return resolved.relative_to(ROOT).as_posix() if resolved.is_relative_to(ROOT) else str(resolved)
+
+
+@contextmanager
+def locked(study: Study, runs: Path = RUNS) -> Iterator[None]:
+    """Hold a study for one run, at most until the process ends. Raises UserError when another holds it."""
+    folder = runs / study.name
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(
+            f"the study {study.name!r} is being run by another process; wait until it ends, or end it"
+        ) from None

@@ -1,4 +1,4 @@
-"""What every attribution method returns: a score a token and a score a word, with their errors and, for path methods, a certificate.
+"""What every attribution method returns: scores of tokens and of words, their errors and, for a path, a certificate.
 
 A score is in the unit of the target; a position that a method keeps fixed has no score (nan): it is *not explained*,
 which is something else than zero. Additive scores are summed over the tokens of a word; the other methods hand in
@@ -16,16 +16,16 @@ from xai_utils.text import Case, word_weights
 
 FLOOR = 0.1  # nats or logits: the least difference that relative errors are measured against
 
-Scores = Float[np.ndarray, "position"]
-Words = Float[np.ndarray, "unit"]
+Scores = Float[np.ndarray, " position"]
+Words = Float[np.ndarray, " unit"]
 
 
 @dataclass(frozen=True)
 class Certificate:
     """The proof of a path attribution (completeness: Sundararajan et al. 2017, arXiv 1703.01365, proposition 1).
 
-    `delta` is the sum of the scores minus F(x) - F(baseline); `bound` the errors of the path's pieces added without sign
-    and `token_error` the largest estimated error of one token, both, like `relative_delta`, over
+    `delta` is the sum of the scores minus F(x) - F(baseline); `bound` the errors of the path's pieces added without
+    sign and `token_error` the largest estimated error of one token, both, like `relative_delta`, over
     max(|F(x) - F(baseline)|, 0.1). Converged means that bound and token_error are within the tolerance.
     """
 

@@ -21,7 +21,7 @@ BASELINES = {
 }
 
 
-def shared_mean(models: Sequence[LoadedModel]) -> Float[Tensor, "hidden"]:
+def shared_mean(models: Sequence[LoadedModel]) -> Float[Tensor, " hidden"]:
     """One mean embedding for all models of a comparison: over the tokens that stand in every vocabulary.
 
     Where an adaptation left a token's row alone, all models agree on it; where it changed the rows, the models' means
@@ -41,7 +41,7 @@ def shared_mean(models: Sequence[LoadedModel]) -> Float[Tensor, "hidden"]:
     return torch.stack(means).mean(0).float()
 
 
-def moved(case: Case, keep_sink: bool) -> Bool[Tensor, "position"]:
+def moved(case: Case, keep_sink: bool) -> Bool[Tensor, " position"]:
     """Which positions a method may move: all, or all but the first and a chat template's own."""
     mask = torch.ones(len(case.tokens), dtype=torch.bool)
     if keep_sink:
@@ -63,8 +63,8 @@ def baseline_rows(
     rows = torch.where(keep[None, :, None], inputs[None], absent)
     if torch.equal(rows[0], inputs):
         raise UserError(
-            f"text '{case.text_id}': baseline '{name}' equals the input, so there is nothing to explain; expected at least "
-            "one token that the method may move; use keep_sink: false, another baseline, or a longer text"
+            f"text '{case.text_id}': baseline '{name}' equals the input, so there is nothing to explain; expected "
+            "at least one token that the method may move; use keep_sink: false, another baseline, or a longer text"
         )
     return rows
 

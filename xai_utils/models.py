@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from xai_utils import adapters, download, hub
+from xai_utils import adapters, convert, download, hub
+from xai_utils.cache import cache_folder, file_sha256, first_line
 from xai_utils.study import ModelEntry, UserError, locate, shown
 
 Attention = Literal["sdpa", "eager"]
@@ -93,7 +94,7 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
     device = _device(entry.device)
     folder, revision = _source(entry.model, entry.revision, hub.MODEL_FILES)
     _check_weights(folder, entry.model)
-    with download.quiet():
+    with convert.quiet():
         tokenizer, tokenizer_revision = _tokenizer(entry, folder)
         model = _model(folder, entry, attention)
         if entry.adapter:
@@ -131,7 +132,7 @@ def _source(name: str, revision: str | None, files: list[str]) -> tuple[Path, st
     if path.is_dir():
         return path, content_hash(path)
     if local and path.suffix.lower() == ".gguf":
-        return download.converted(path)
+        return convert.converted(path, cache_folder() / "models")
     if local:
         raise UserError(f"{name} is a file of another kind; expected a folder with safetensors, or a .gguf file")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or name.lower().endswith(".gguf"):
@@ -146,7 +147,7 @@ def content_hash(folder: Path) -> str:
     """
     kinds = {".safetensors", ".json", ".jinja", ".model", ".txt"}
     files = sorted(path for path in folder.iterdir() if path.suffix in kinds and path.is_file())
-    lines = [f"{path.name} {download.file_sha256(path)}" for path in files]
+    lines = [f"{path.name} {file_sha256(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -199,7 +200,7 @@ def _model(folder: Path, entry: ModelEntry, attention: Attention) -> PreTrainedM
         )
     except (ValueError, OSError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{entry.model} cannot be loaded ({download.first_line(error)}); "
+            f"{entry.model} cannot be loaded ({first_line(error)}); "
             "expected a causal language model of an architecture that transformers knows by itself"
         ) from None
     model, report = loaded
@@ -233,7 +234,7 @@ def _read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(
-            f"the tokenizer of {name} cannot be read ({download.first_line(error)}); expected a tokenizer.json"
+            f"the tokenizer of {name} cannot be read ({first_line(error)}); expected a tokenizer.json"
         ) from None
     if not tokenizer.is_fast:
         raise UserError(
@@ -287,7 +288,7 @@ def _check_passes(loaded: LoadedModel) -> None:
             embedded = loaded.model(inputs_embeds=loaded.embed(ids), attention_mask=mask, use_cache=False).logits
     except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
         raise UserError(
-            f"{loaded.label}: its architecture takes no inputs_embeds ({download.first_line(error)}); choose another"
+            f"{loaded.label}: its architecture takes no inputs_embeds ({first_line(error)}); choose another"
         ) from None
     if not plain.isfinite().all():
         raise UserError(f"{loaded.label}: its logits are not finite in {loaded.entry.dtype}; use dtype: float32")

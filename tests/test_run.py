@@ -272,6 +272,13 @@ def test_two_runs_on_one_study(book, folders, study):
     assert run(study, **folders)  # and is free again
 
 
+def test_results_that_cannot_be_written(book, folders, study):
+    book("01_a")
+    folders["runs"].write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"runs/mine: cannot be written \(Not a directory\)"):
+        run(study, **folders)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_the_old_output_and_no_kernel(book, folders, study, tmp_path, number):
     pid_file = tmp_path / "pid"

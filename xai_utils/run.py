@@ -298,13 +298,23 @@ def _injected(cell: nbformat.NotebookNode) -> bool:
 
 
 def _write(notebook: nbformat.NotebookNode, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
+    with _writing(path.parent):
+        try:
+            partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Make `folder` and let the block write there; what the disk refuses becomes one line."""
     try:
-        partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); free space there, or allow writing") from None
 
 
 def _portable(path: Path) -> str:
@@ -315,12 +325,16 @@ def _portable(path: Path) -> str:
 @contextmanager
 def locked(study: Study, runs: Path = RUNS) -> Iterator[None]:
     """Hold a study for one run, at most until the process ends. Raises UserError when another holds it."""
-    folder = runs / study.name
-    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(runs / study.name / ".lock")
+    with _writing(runs / study.name):
+        Path(lock.lock_file).touch()
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"the study {study.name!r} is being run by another process; wait until it ends, or end it"
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -36,6 +36,9 @@ CORPUS = [
     "Сколько планет в Солнечной системе? В Солнечной системе восемь планет.",
     "Столица Франции - Париж, а столица России - Москва. Вода кипит при ста градусах.",
     "The cat sat on the mat, and the dog ran after the cat in the garden.",
+    "Water boils at one hundred degrees, and ice melts at zero.",
+    "Кошка сидела на коврике, а собака бегала за кошкой по саду.",
+    "Token substitution replaces rare pieces of a vocabulary with frequent ones.",
 ]
 
 _SIZES: dict[str, Any] = {

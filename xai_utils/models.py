@@ -268,7 +268,7 @@ def _document_start(entry: ModelEntry, tokenizer: PreTrainedTokenizerFast) -> in
 
 def _check_vocabulary(loaded: LoadedModel) -> None:
     rows = len(adapters.embedding_matrix(loaded.model))
-    highest = max(loaded.tokenizer.get_vocab().values())
+    highest = max(loaded.document_start or 0, *loaded.tokenizer.get_vocab().values())
     if highest >= rows:
         raise UserError(
             f"{loaded.label}: its tokenizer has token ids up to {highest} and its model {rows} embedding rows; "

@@ -4,12 +4,14 @@ Tied embeddings stay one matrix: for an adapter of token rows, peft stores the r
 the output head, and merging must leave both names on the same numbers. Whether it did is checked, not assumed.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -52,7 +54,10 @@ def merge(model: PreTrainedModel, path: Path) -> PreTrainedModel:
             "expected the base it was trained on; nothing is resized"
         )
     try:
-        adapted: Any = PeftModel.from_pretrained(model, path, is_trainable=False).eval()
+        with warnings.catch_warnings():
+            # Of tied rows and of weights that are missing, both of which are checked below.
+            warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+            adapted: Any = PeftModel.from_pretrained(model, path, is_trainable=False).eval()
     except (ValueError, RuntimeError, KeyError, IndexError, TypeError, SafetensorError) as error:
         raise UserError(
             f"adapter {path.name} does not fit its base ({first_line(error)}); expected the base it was trained on"
@@ -61,6 +66,7 @@ def merge(model: PreTrainedModel, path: Path) -> PreTrainedModel:
         raise UserError(
             f"adapter {path.name} adds virtual tokens, which no weights can hold; expected LoRA or trainable tokens"
         )
+    _check_file(adapted, path)
     ids = torch.tensor([[*replaced[:3], *range(0, rows, max(1, rows // 5))]])
     with torch.no_grad():
         expected = adapted(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
@@ -74,6 +80,25 @@ def merge(model: PreTrainedModel, path: Path) -> PreTrainedModel:
             f"{(got - expected).abs().max():.3g}); use dtype: float32, or save the merged model and name its folder"
         )
     return merged
+
+
+def _check_file(adapted: PeftModel, path: Path) -> None:
+    """Each weight of the adapter must stand in its file, and the same where it stands there twice, as tied rows do."""
+    stored = load_file(path / WEIGHTS)
+    names: dict[int, list[str]] = {}
+    for name, tensor in get_peft_model_state_dict(adapted, save_embedding_layers=False).items():
+        names.setdefault(tensor.data_ptr(), []).append(name)
+    for shared in names.values():
+        copies = [stored[name] for name in shared if name in stored]
+        if not copies:
+            raise UserError(
+                f"adapter {path.name} lacks the weight {shared[0]}; expected all of them; get the whole adapter"
+            )
+        if not all(torch.equal(copies[0], copy) for copy in copies[1:]):
+            raise UserError(
+                f"adapter {path.name} stores two different tensors for one tied weight ({' and '.join(shared)}); "
+                "expected the same twice, or one; save it again with PEFT"
+            )
 
 
 def embedding_matrix(model: PreTrainedModel) -> Tensor:
@@ -98,13 +123,13 @@ def replace_rows(
 
     `base` is the input embedding matrix before merging. Raises UserError where the adapter trains no token rows.
     """
-    from xai_utils.adapt import initialise  # how rows begin belongs to training; only controls need it here
-
     ids = token_rows(path)
     if not ids:
         raise UserError(
             f"rows: {kind} is for an adapter of trainable tokens, and {path.name} trains none; leave it out"
         )
+    from xai_utils.adapt import initialise  # how rows begin belongs to training; only controls need it here
+
     table = embedding_matrix(model)
     if kind == "initial":
         table[ids] = initialise.initial_rows(base, base_tokenizer, tokenizer, ids).to(table)

@@ -26,7 +26,8 @@ class Certificate:
 
     `delta` is the sum of the scores minus F(x) - F(baseline); `bound` the errors of the path's pieces added without
     sign and `token_error` the largest estimated error of one token, both, like `relative_delta`, over
-    max(|F(x) - F(baseline)|, 0.1). Converged means that bound and token_error are within the tolerance.
+    max(|F(x) - F(baseline)|, 0.1). Converged means that both are within the tolerance; a rule that has no nested one to
+    compare with has no token_error (nan) and is judged by its bound alone.
     """
 
     tolerance: float
@@ -48,7 +49,7 @@ class Certificate:
 
     @property
     def converged(self) -> bool:
-        return self.bound <= self.tolerance and self.token_error <= self.tolerance
+        return self.bound <= self.tolerance and not self.token_error > self.tolerance
 
     @property
     def verdict(self) -> str:

@@ -9,7 +9,6 @@ stands in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -80,42 +79,51 @@ class Objective:
     def __init__(self, model: LoadedModel, case: Case, target: Target):
         self.model, self.target = model, target
         self.inputs = model.embed(torch.tensor(case.ids, device=model.device))
+        length = len(case.tokens) + max(len(target.ids), len(target.contrast_ids), 1) - 1
+        self.batch = max(TOKENS_PER_BATCH // length, 1)  # sequences in one pass
         self.forwards = 0  # sequences evaluated so far, with or without a gradient
         self.gradients = 0  # those with one
 
     def __call__(self, embeds: Tensor, mask: Tensor | None = None) -> Tensor:
         """Target of each row of `embeds`; `mask` [batch, position] is 0 where a prompt is padded on the right."""
+        if mask is not None and self.target.kind != "sum_logits":
+            return torch.cat([self(row[None, : int(keep.sum())]) for row, keep in zip(embeds, mask, strict=True)])
+        return self._outcomes(embeds, mask)[0]
+
+    def _outcomes(self, embeds: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Target [batch] and the token that the model itself would put behind the prompt [batch]."""
         self.forwards += len(embeds)
         if self.target.kind == "sum_logits":
             logits = self.model.model(inputs_embeds=embeds, attention_mask=mask).logits
             real = logits if mask is None else logits * mask[..., None]
-            return real.sum((1, 2))
-        if mask is not None:
-            return torch.cat([self(row[None, : int(keep.sum())]) for row, keep in zip(embeds, mask, strict=True)])
-        value = self._continuation(embeds, self.target.ids)
+            return real.sum((1, 2)), logits[:, -1].argmax(-1)
+        value, own = self._continuation(embeds, self.target.ids)
         if self.target.kind == "contrast":
-            value = value - self._continuation(embeds, self.target.contrast_ids)
-        return value
+            value = value - self._continuation(embeds, self.target.contrast_ids)[0]
+        return value, own
 
-    def _continuation(self, embeds: Tensor, ids: tuple[int, ...]) -> Tensor:
+    def _continuation(self, embeds: Tensor, ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         answer = torch.tensor(ids, device=embeds.device)
         fixed = self.model.embed(answer[:-1]).to(embeds.dtype).expand(len(embeds), -1, -1)
         output = self.model.model(inputs_embeds=torch.cat([embeds, fixed], 1), logits_to_keep=len(ids))
         logits = (
             output.logits[:, -len(ids) :].float() if embeds.dtype != torch.float64 else output.logits[:, -len(ids) :]
         )
+        own = logits[:, 0].argmax(-1)
         if self.target.kind != "logit":
             logits = logits.log_softmax(-1)
-        return logits.gather(-1, answer.expand(len(embeds), -1)[..., None]).sum((1, 2))
-
-    def _chunks(self, embeds: Tensor) -> Iterator[Tensor]:
-        length = embeds.shape[1] + max(len(self.target.ids), 1) - 1
-        return iter(embeds.split(max(TOKENS_PER_BATCH // length, 1)))
+        return logits.gather(-1, answer.expand(len(embeds), -1)[..., None]).sum((1, 2)), own
 
     @torch.no_grad()
     def values(self, embeds: Tensor) -> Tensor:
         """F without gradients, in chunks: [batch]."""
-        return torch.cat([self(chunk) for chunk in self._chunks(embeds)])
+        return torch.cat([self(chunk) for chunk in embeds.split(self.batch)])
+
+    @torch.no_grad()
+    def outcomes(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """F [batch] and the model's own next token behind the prompt [batch], without gradients, in chunks."""
+        values, own = zip(*(self._outcomes(chunk) for chunk in embeds.split(self.batch)), strict=True)
+        return torch.cat(values), torch.cat(own)
 
     def values_and_gradients(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
         """F [batch] and its gradient [batch, position, hidden], in chunks.
@@ -123,7 +131,7 @@ class Objective:
         Raises UserError when a gradient is not finite, which names where it happened.
         """
         values, gradients = [], []
-        for chunk in self._chunks(embeds.detach()):
+        for chunk in embeds.detach().split(self.batch):
             leaf = chunk.clone().requires_grad_(True)
             value = self(leaf)
             (gradient,) = torch.autograd.grad(value.sum(), leaf)

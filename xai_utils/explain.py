@@ -1,0 +1,236 @@
+"""A study times methods gives tables: the one loop, and the one table of methods.
+
+A new method is a function `method(model, case, target, *, ...) -> Attribution` and a line in `METHODS`; notebooks,
+cache, comparison, faithfulness and report then have it. Its keyword-only settings are filled from the study's keys of
+the same name, unless the table's line fixes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from xai_utils import gradients, results
+from xai_utils.attribution import Attribution, Certificate, Piece
+from xai_utils.baselines import shared_mean
+from xai_utils.models import LoadedModel, load
+from xai_utils.study import Study, UserError, nearest
+from xai_utils.target import Target, make_target
+from xai_utils.text import Case, prepare, units
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table: the function, what it is in a few words, and settings that a study does not change."""
+
+    function: Callable[..., Attribution]
+    description: str
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> list[str]:
+        kinds = inspect.signature(self.function).parameters.values()
+        return [parameter.name for parameter in kinds if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+METHODS: dict[str, Method] = {
+    "integrated_gradients": Method(gradients.integrated_gradients, "integrated gradients with a certificate"),
+    "fixed_steps": Method(
+        gradients.fixed_steps,
+        "integrated gradients, the original's 50 steps from zero",
+        {"baseline": "zero", "keep_sink": False},
+    ),
+    "input_x_gradient": Method(gradients.input_x_gradient, "embedding times gradient"),
+    "expected_gradients": Method(gradients.expected_gradients, "GradientSHAP over sampled tokens"),
+}
+
+
+def method_named(name: str) -> Method:
+    """Raises UserError, which lists the methods, for an unknown name."""
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}; {nearest(name, METHODS)}")
+    return METHODS[name]
+
+
+class Explainer:
+    """Everything that a study's notebooks compute, each thing once: models, cases and cached attributions."""
+
+    def __init__(self, study: Study):
+        for name in study.methods:
+            method_named(name)
+        self.study = study
+        self.folders = results.folders(study)
+
+    @functools.cached_property
+    def models(self) -> dict[str, LoadedModel]:
+        """The study's models by label, with the mean embedding that those of one width have in common."""
+        loaded = [load(entry) for entry in self.study.models]
+        widths = {model.embedding.shape[1] for model in loaded}
+        common = {
+            width: shared_mean([model for model in loaded if model.embedding.shape[1] == width]) for width in widths
+        }
+        return {model.label: dataclasses.replace(model, reference=common[model.embedding.shape[1]]) for model in loaded}
+
+    @functools.cache  # noqa: B019 - an Explainer lives as long as its notebook
+    def case(self, label: str, text: str) -> Case:
+        return prepare(self.models[label], self._entry(text), self.study)
+
+    @functools.cache  # noqa: B019
+    def target(self, label: str, text: str, kind: str | None = None) -> Target:
+        kind = kind or self._entry(text).target or self.study.target
+        return make_target(self.models[label], self.case(label, text), kind)
+
+    def _entry(self, text: str) -> Any:
+        return next(entry for entry in self.study.texts if entry.id == text)
+
+    def attribute(self, label: str, text: str, method: str, target: str | None = None, **settings: Any) -> Attribution:
+        """One attribution, from the cache when the same thing was computed before."""
+        line = method_named(method)
+        chosen = {name: getattr(self.study, name) for name in line.settings if hasattr(self.study, name)}
+        chosen |= line.fixed | settings
+        model, case, goal = self.models[label], self.case(label, text), self.target(label, text, target)
+        file = self._cache_file(model, case, goal, line, chosen)
+        if file.exists():
+            return _from_json(json.loads(file.read_text(encoding="utf-8")))
+        found = dataclasses.replace(line.function(model, case, goal, **chosen), method=method)
+        results.write_text(file, json.dumps(_to_json(found), ensure_ascii=False))
+        return found
+
+    def _cache_file(self, model: LoadedModel, case: Case, target: Target, line: Method, settings: Any) -> Path:
+        reference = model.mean_embedding.float().cpu().numpy().tobytes()
+        parts = {
+            "model": [model.revision, model.entry.dtype, model.device.type, hashlib.sha256(reference).hexdigest()],
+            "case": [case.text, case.ids, [(word.start, word.end) for word in case.words]],
+            "target": dataclasses.asdict(target),
+            "method": [line.function.__name__, settings],
+            "versions": results.versions(),
+            "code": code_version(line.function.__module__),
+        }
+        name = results.key(parts)
+        return self.folders.cache / name[:2] / f"{name}.json"
+
+    def tables(
+        self,
+        methods: Iterable[str],
+        texts: Iterable[str] | None = None,
+        models: Iterable[str] | None = None,
+        target: str | None = None,
+        **settings: Any,
+    ) -> dict[str, pd.DataFrame]:
+        """The tables `attributions`, `word_scores` and `certificates` over models, texts and methods."""
+        rows: dict[str, list[dict[str, Any]]] = {"attributions": [], "word_scores": [], "certificates": []}
+        labels, ids = list(models or self.models), list(texts or [entry.id for entry in self.study.texts])
+        jobs = [(label, text, method) for label in labels for text in ids for method in methods]
+        for label, text, method in progress(jobs, "explaining"):
+            found = self.attribute(label, text, method, target, **settings)
+            case, goal = self.case(label, text), self.target(label, text, target)
+            keys = case.keys() | goal.keys() | found.keys()
+            rows["attributions"] += _token_rows(keys, case, found)
+            rows["word_scores"] += _word_rows(keys, case, found)
+            if found.certificate is not None:
+                rows["certificates"].append(keys | certificate_row(found.certificate))
+        return {name: pd.DataFrame(content) for name, content in rows.items()}
+
+    def write(self, methods: Iterable[str], part: str, **settings: Any) -> dict[str, pd.DataFrame]:
+        """`tables`, also written as one part of the study's data."""
+        tables = self.tables(methods, **settings)
+        for name, table in tables.items():
+            results.write_table(table, self.study, name, part)
+        return tables
+
+
+def progress(jobs: list[Any], what: str) -> Iterator[Any]:
+    """A progress bar for long work, silent in a headless run, whose runner shows its own."""
+    return iter(tqdm(jobs, desc=what, disable=bool(os.environ.get("XAI_HEADLESS")) or len(jobs) < 2))
+
+
+@functools.cache
+def code_version(module: str) -> str:
+    """Hash of a module's source and of all modules of this package that it takes something from."""
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        source = Path(str(sys.modules[name].__file__))
+        found[name] = hashlib.sha256(source.read_bytes()).hexdigest()
+        taken = (
+            getattr(value, "__module__", None) or getattr(value, "__name__", "")
+            for value in vars(sys.modules[name]).values()
+        )
+        waiting += [other for other in taken if str(other).startswith("xai_utils.") and other in sys.modules]
+    return results.key(found)
+
+
+def certificate_row(certificate: Certificate) -> dict[str, Any]:
+    return dataclasses.asdict(certificate) | {
+        "relative_delta": certificate.relative_delta,
+        "converged": certificate.converged,
+    }
+
+
+def _token_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[dict[str, Any]]:
+    return [
+        keys
+        | {
+            "position": position,
+            "token": token.label,
+            "start": token.start,
+            "end": token.end,
+            "kind": "kept" if found.sink == "kept" and math.isnan(score) and token.kind == "special" else token.kind,
+            "score": score,
+            "error": error,
+        }
+        for position, (token, score, error) in enumerate(
+            zip(case.tokens, found.scores.tolist(), found.errors.tolist(), strict=True)
+        )
+    ]
+
+
+def _word_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[dict[str, Any]]:
+    return [
+        keys
+        | {
+            "word": unit.text,
+            "start": unit.start,
+            "end": unit.end,
+            "is_word": unit.is_word,
+            "pieces": len(unit.tokens),
+            "score": score,
+            "error": error,
+            "additive": found.additive,
+        }
+        for unit, score, error in zip(units(case), found.word_scores.tolist(), found.word_errors.tolist(), strict=True)
+    ]
+
+
+def _to_json(found: Attribution) -> dict[str, Any]:
+    plain = json.JSONDecoder().decode(json.dumps(dataclasses.asdict(found), default=np.ndarray.tolist))
+    return plain  # type: ignore[no-any-return]
+
+
+def _from_json(content: dict[str, Any]) -> Attribution:
+    arrays = ("scores", "errors", "word_scores", "word_errors")
+    content |= {name: np.array(content[name], dtype=float) for name in arrays}
+    certificate = content["certificate"]
+    content["certificate"] = None if certificate is None else Certificate(**certificate)
+    inner = ("alphas", "values", "scores")
+    content["path"] = tuple(
+        Piece(**(piece | {name: np.array(piece[name]) for name in inner})) for piece in content["path"]
+    )
+    return Attribution(**content)

@@ -18,7 +18,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -m venv .venv || { \
 	  echo 'No virtual environment could be made; on Debian: apt-get install python3-venv' >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 report: setup  ## run notebooks 01 to 05 on studies/default.yaml, rebuild figs/, report/tables/, report/blog/, report/site/

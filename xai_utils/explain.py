@@ -143,7 +143,7 @@ class Explainer:
             rows["word_scores"] += _word_rows(keys, case, found)
             if found.certificate is not None:
                 rows["certificates"].append(keys | certificate_row(found.certificate))
-        return {name: pd.DataFrame(content) for name, content in rows.items()}
+        return {name: _frame(content) for name, content in rows.items()}
 
     def write(self, methods: Iterable[str], part: str, **settings: Any) -> dict[str, pd.DataFrame]:
         """`tables`, also written as one part of the study's data."""
@@ -151,6 +151,12 @@ class Explainer:
         for name, table in tables.items():
             results.write_table(table, self.study, name, part)
         return tables
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """A table whose character positions are whole numbers or nothing."""
+    frame = pd.DataFrame(rows)
+    return frame.astype({name: "Int64" for name in ("start", "end") if name in frame})
 
 
 def progress(jobs: list[Any], what: str) -> Iterator[Any]:

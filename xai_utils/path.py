@@ -185,3 +185,21 @@ def _worst(parts: list[_Part], need: np.ndarray, left: int) -> set[int]:
         chosen.add(int(index))
         left -= cost
     return chosen
+
+
+def fixed_rule(objective: Objective, start: Float[Tensor, "position hidden"], steps: int) -> tuple[Piece, ...]:
+    """A fixed Gauss-Legendre rule as pieces of one node each, so that it can be looked at as `integrate`'s path can.
+
+    Each node stands for the stretch of the path that its weight covers (node and stretch interlace: Chebyshev, Markov
+    and Stieltjes; Szego 1939, theorem 3.41.1); the pieces' scores add up to the rule's.
+    """
+    nodes, weights = (array / 2 for array in np.polynomial.legendre.leggauss(steps))
+    nodes = nodes + 0.5
+    edges = [0.0, *np.cumsum(weights)[:-1].tolist(), 1.0]
+    path = _Path(objective, start)
+    path.add_ends(edges)
+    values, densities = path.integrand(nodes)
+    return tuple(
+        Piece(a, b, nodes[i : i + 1], values[i : i + 1], scores, float(scores.sum() - (path.ends[b] - path.ends[a])))
+        for i, (a, b, scores) in enumerate(zip(edges, edges[1:], weights[:, None] * densities, strict=False))
+    )

@@ -1,0 +1,118 @@
+"""Gradient methods against captum called directly, and against each other."""
+
+import captum.attr
+import numpy as np
+import pytest
+import torch
+
+from tests.test_path import case_of
+from tests.tiny import tiny_loaded
+from xai_utils import gradients
+from xai_utils.baselines import BASELINES, baseline_rows, shared_mean
+from xai_utils.study import UserError
+from xai_utils.target import Objective, make_target
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_loaded("llama")
+
+
+@pytest.fixture(scope="module")
+def case(model):
+    return case_of("The capital of France", " is Paris.", model)
+
+
+def test_fixed_steps_equal_captum(model, case):
+    target = make_target(model, case)
+    found = gradients.fixed_steps(model, case, target)
+    objective = Objective(model, case, target)
+    direct, delta = captum.attr.IntegratedGradients(objective).attribute(
+        objective.inputs[None],
+        baselines=torch.zeros_like(objective.inputs[None]),
+        n_steps=50,
+        method="gausslegendre",
+        return_convergence_delta=True,
+    )
+    expected = direct[0].sum(-1).numpy()
+    assert np.allclose(found.scores, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert found.certificate.delta == pytest.approx(delta.item(), rel=1e-3, abs=1e-4)
+    assert np.isnan(found.errors).all()
+    assert found.sink == "moved"
+
+
+@pytest.mark.parametrize("baseline", [name for name in BASELINES if name != "sampled"])
+def test_certified_equals_fixed_on_a_smooth_path(model, case, baseline):
+    target = make_target(model, case)
+    certified = gradients.integrated_gradients(model, case, target, baseline=baseline, tolerance=0.001)
+    fixed = gradients.fixed_steps(model, case, target, baseline=baseline, keep_sink=True, steps=400)
+    assert certified.certified
+    scale = certified.certificate.scale
+    assert np.nanmax(np.abs(certified.scores - fixed.scores)) <= 0.002 * scale
+    assert np.nansum(certified.scores) == pytest.approx(
+        certified.certificate.f_input - certified.certificate.f_baseline, abs=0.001 * scale
+    )
+
+
+def test_kept_position_is_not_explained_and_not_zero(model, case):
+    target = make_target(model, case)
+    kept = gradients.integrated_gradients(model, case, target)
+    moved = gradients.integrated_gradients(model, case, target, keep_sink=False)
+    assert np.isnan(kept.scores[0])
+    assert np.isnan(kept.word_scores[0])
+    assert not np.isnan(kept.scores[1:]).any()
+    assert not np.isnan(moved.scores).any()
+
+
+def test_words_conserve_the_sum(model):
+    case = case_of("Сколько планет в Солнечной системе?", " Восемь.", model)
+    found = gradients.integrated_gradients(model, case, make_target(model, case))
+    assert len(found.word_scores) < len(found.scores)
+    assert np.nansum(found.word_scores) == pytest.approx(np.nansum(found.scores), abs=1e-9)
+
+
+def test_input_x_gradient_by_hand(model, case):
+    target = make_target(model, case)
+    found = gradients.input_x_gradient(model, case, target)
+    objective = Objective(model, case, target)
+    _, gradient = objective.values_and_gradients(objective.inputs[None])
+    assert np.allclose(found.scores[1:], (gradient[0] * objective.inputs).sum(-1).numpy()[1:], rtol=1e-5, atol=1e-6)
+
+
+def test_expected_gradients_is_the_mean_over_its_baselines(model, case):
+    target = make_target(model, case)
+    sampled = gradients.expected_gradients(model, case, target, budget=4000, tolerance=0.02)
+    exact = gradients.integrated_gradients(model, case, target, baseline="sampled", draws=64, budget=64000)
+    assert (np.abs(sampled.scores - exact.scores)[1:] <= 4 * sampled.errors[1:]).all()
+    state = np.random.get_state()[1].copy()
+    again = gradients.expected_gradients(model, case, target, budget=4000, tolerance=0.02)
+    assert np.array_equal(sampled.scores[1:], again.scores[1:])
+    assert np.array_equal(state, np.random.get_state()[1])
+
+
+def test_sampled_baseline_pools_its_draws(model, case):
+    target = make_target(model, case)
+    pooled = gradients.integrated_gradients(model, case, target, baseline="sampled", draws=3)
+    objective = Objective(model, case, target)
+    starts = baseline_rows(model, case, "sampled", True, 0, 3)
+    rise = float((objective.values(objective.inputs[None]) - objective.values(starts)).mean())
+    assert pooled.certificate.f_input - pooled.certificate.f_baseline == pytest.approx(rise, abs=1e-5)
+    assert np.nansum(pooled.scores) == pytest.approx(rise, abs=0.01 * pooled.certificate.scale + 1e-6)
+
+
+def test_shared_mean_is_one_vector_for_a_pair():
+    base, twin = tiny_loaded("llama", seed=0), tiny_loaded("llama", seed=0, label="twin")
+    assert torch.allclose(shared_mean([base, twin]), base.embedding.double().mean(0).float(), atol=1e-7)
+    other = tiny_loaded("llama", seed=0, hidden_size=64, head_dim=16)
+    with pytest.raises(UserError, match="differ in width"):
+        shared_mean([base, other])
+
+
+def test_unknown_baseline_and_equal_input_are_said(model, case):
+    target = make_target(model, case)
+    with pytest.raises(UserError, match="did you mean 'mean'"):
+        gradients.integrated_gradients(model, case, target, baseline="meen")
+    single = case_of("a", " is Paris.", model)
+    alone = single.__class__(**{**vars(single), "tokens": single.tokens[:1]})
+    with pytest.raises(UserError, match="nothing to explain"):
+        gradients.integrated_gradients(model, alone, make_target(model, alone))

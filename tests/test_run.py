@@ -9,13 +9,16 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
+from xai_utils import results
 from xai_utils import run as runner
 from xai_utils.__main__ import app
-from xai_utils.run import Job, execute, locked, parse_settings, plan, run, select, typed
+from xai_utils.explain import METHODS
+from xai_utils.run import Job, execute, locked, not_converged, parse_settings, plan, run, select, typed
 from xai_utils.study import ROOT, UserError, load_study
 
 PARAMETERS = 'study = "studies/default.yaml"\ncode = "a"\nlayer = 0\nwidgets = False\nsigma = 0.1\nheads = [0, 1]'
@@ -38,9 +41,15 @@ def book(tmp_path):
     return _book
 
 
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("XAI_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
 @pytest.fixture
-def folders(tmp_path):
-    return {"notebooks": tmp_path / "notebooks", "runs": tmp_path / "runs"}
+def notebooks(tmp_path):
+    return tmp_path / "notebooks"
 
 
 @pytest.fixture
@@ -62,18 +71,18 @@ def error_of(job: Job, timeout: int = 60) -> str:
     return str(caught.value)
 
 
-def test_a_run_goes_through_the_sequence_in_order(book, folders, study, tmp_path):
+def test_a_run_goes_through_the_sequence_in_order(book, notebooks, study, tmp_path):
     log = tmp_path / "log"
     for name in ("03_c", "01_a", "02_b", "06_f", "00_z"):
         book(name, f"print(study, layer)\nopen({str(log)!r}, 'a').write({name!r} + ' ')")
-    source = (folders["notebooks"] / "01_a.ipynb").read_bytes()
-    jobs = run(study, settings=["layer=3"], **folders)
+    source = (notebooks / "01_a.ipynb").read_bytes()
+    jobs = run(study, settings=["layer=3"], notebooks=notebooks)
     assert log.read_text() == "01_a 02_b 03_c "
     assert [job.output for job in jobs] == [
         tmp_path / f"runs/mine/notebooks/{n}.ipynb" for n in ("01_a", "02_b", "03_c")
     ]
     assert texts(jobs[1].output) == f"{study} 3\n"
-    assert (folders["notebooks"] / "01_a.ipynb").read_bytes() == source
+    assert (notebooks / "01_a.ipynb").read_bytes() == source
 
 
 def test_the_kernel_is_this_python_in_the_repository(book, tmp_path, monkeypatch):
@@ -114,12 +123,12 @@ def test_running_again_gives_the_same_bytes(book):
     assert path.read_bytes() == first and b"image/png" in first
 
 
-def test_the_published_study_writes_its_notebooks_in_place_and_with_settings_it_does_not(book, folders, study):
+def test_the_published_study_writes_its_notebooks_in_place_and_with_settings_it_does_not(book, notebooks, runs, study):
     source = book("01_a")
     published = load_study(study).model_copy(update={"published": True})
-    assert plan(published, study, (), (), **folders) == [Job(source, source, {})]
-    (job,) = plan(published, study, (), ["layer=1"], **folders)
-    assert job == Job(source, folders["runs"] / "mine/notebooks/01_a.ipynb", {"layer": 1})
+    assert plan(published, study, (), (), notebooks=notebooks) == [Job(source, source, {})]
+    (job,) = plan(published, study, (), ["layer=1"], notebooks=notebooks)
+    assert job == Job(source, runs / "mine/notebooks/01_a.ipynb", {"layer": 1})
 
 
 def test_a_failing_cell_is_named_and_leaves_the_old_output(book, tmp_path, capfd):
@@ -180,14 +189,14 @@ def test_a_kernel_that_finds_its_port_taken_is_started_again(book, tmp_path, mon
     assert error_of(Job(book("01_a"), out)) == "01_a.ipynb: the kernel did not start (Kernel died again); try again"
 
 
-def test_a_misspelt_parameter_lists_the_right_ones_before_anything_runs(book, folders, study, tmp_path):
+def test_a_misspelt_parameter_lists_the_right_ones_before_anything_runs(book, notebooks, study, tmp_path):
     book("01_a", f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(
         UserError, match=r"^--set layr: no notebook of this run has that parameter; did you mean 'layer'\?$"
     ):
-        run(study, settings=["layr=1"], **folders)
+        run(study, settings=["layr=1"], notebooks=notebooks)
     with pytest.raises(UserError, match="known are code, heads, layer, sigma, study, widgets$"):
-        run(study, settings=["zzz=1"], **folders)
+        run(study, settings=["zzz=1"], notebooks=notebooks)
     assert not (tmp_path / "ran").exists()
 
 
@@ -239,56 +248,56 @@ def test_a_parameter_without_a_default_takes_what_is_written():
     assert typed("x", "12", "None") == 12 and typed("x", "a b", "None") == "a b"
 
 
-def test_a_parameter_reaches_only_the_notebooks_that_have_it(book, folders, study):
+def test_a_parameter_reaches_only_the_notebooks_that_have_it(book, notebooks, study):
     book("01_a")
     book("02_b", parameters='study = "s"\ntop = 3')
-    jobs = plan(load_study(study), study, (), ["top=5"], **folders)
+    jobs = plan(load_study(study), study, (), ["top=5"], notebooks=notebooks)
     assert [job.parameters for job in jobs] == [{"study": str(study)}, {"study": str(study), "top": 5}]
 
 
-def test_a_notebook_that_cannot_be_told_the_study(book, folders, study):
+def test_a_notebook_that_cannot_be_told_the_study(book, notebooks, study):
     book("01_a", parameters="x = 1")
     with pytest.raises(UserError, match="01_a.ipynb: has no parameter 'study'"):
-        plan(load_study(study), study, (), (), **folders)
+        plan(load_study(study), study, (), (), notebooks=notebooks)
 
 
-def test_only_picks_by_number_or_name(book, folders):
+def test_only_picks_by_number_or_name(book, notebooks):
     for name in ("00_z", "01_a", "02_b", "06_f"):
         book(name)
-    stems = lambda *only: [path.stem for path in select(only, folders["notebooks"])]  # noqa: E731
+    stems = lambda *only: [path.stem for path in select(only, notebooks)]  # noqa: E731
     assert stems() == ["01_a", "02_b"]
     assert stems("02", "1") == ["01_a", "02_b"] and stems("06,00") == ["00_z", "06_f"]
     assert stems("notebooks/02_b.ipynb") == ["02_b"]
     with pytest.raises(UserError, match="--only 7: no such notebook; known are 00_z, 01_a, 02_b, 06_f"):
         stems("7")
     with pytest.raises(UserError, match="holds no notebooks"):
-        select((), folders["runs"])
+        select((), notebooks.parent)
 
 
-def test_two_runs_on_one_study(book, folders, study):
+def test_two_runs_on_one_study(book, notebooks, study):
     book("01_a", "x = 1")
-    with locked(load_study(study), folders["runs"]), pytest.raises(UserError, match="'mine' is being run by another"):
-        run(study, **folders)
-    assert run(study, **folders)  # and is free again
+    with locked(load_study(study)), pytest.raises(UserError, match="'mine' is being run by another"):
+        run(study, notebooks=notebooks)
+    assert run(study, notebooks=notebooks)  # and is free again
 
 
-def test_results_that_cannot_be_written(book, folders, study):
+def test_results_that_cannot_be_written(book, notebooks, runs, study):
     book("01_a")
-    folders["runs"].write_text("a file where the folder should be")
+    runs.write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"runs/mine: cannot be written \(Not a directory\)"):
-        run(study, **folders)
+        run(study, notebooks=notebooks)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_the_old_output_and_no_kernel(book, folders, study, tmp_path, number):
+def test_an_interrupted_run_leaves_the_old_output_and_no_kernel(book, notebooks, runs, study, tmp_path, number):
     pid_file = tmp_path / "pid"
     book("01_a", f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(120)")
-    out = folders["runs"] / "mine/notebooks/01_a.ipynb"
+    out = runs / "mine/notebooks/01_a.ipynb"
     out.parent.mkdir(parents=True)
     out.write_text("old")
     code = f"""
 import sys; from pathlib import Path; from xai_utils import __main__, run
-run.run.__defaults__ = (*run.run.__defaults__[:-2], *map(Path, {[str(path) for path in folders.values()]!r}))
+run.run.__defaults__ = (*run.run.__defaults__[:-1], Path({str(notebooks)!r}))
 sys.exit(__main__.main(["run", "--study", {str(study)!r}]))
 """
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -316,9 +325,21 @@ def test_the_command_line_says_one_line_and_fails(tmp_path):
     assert done.stderr.startswith("error: nowhere.yaml: no such study file; ") and done.stderr.count("\n") == 1
 
 
-def test_the_command_line_lists_its_commands():
+def test_the_command_line_lists_its_commands_and_the_methods():
     result = CliRunner().invoke(app, ["--help"])
-    assert result.exit_code == 0 and all(name in result.output for name in ("run", "fetch"))
+    assert result.exit_code == 0 and all(
+        f"  {name} " in result.output for name in ("run", "report", "fetch", "methods")
+    )
+    assert [line.split()[0] for line in CliRunner().invoke(app, ["methods"]).output.splitlines()] == list(METHODS)
+
+
+def test_certificates_that_did_not_converge_are_counted_a_method(study):
+    mine = load_study(study)
+    assert not_converged(mine) == ""
+    table = pd.DataFrame({"method": ["a", "a", "b", "b", "b"], "converged": [True, False, False, False, True]})
+    results.write_table(table, mine, "certificates", "one")
+    results.write_table(table[table["converged"]], mine, "certificates", "two")
+    assert not_converged(mine) == "certificates not converged: 3 of 7 (b 2, a 1)"
 
 
 def test_plain_papermill_works_as_well(book, study, tmp_path):

@@ -2,12 +2,13 @@
 
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from xai_utils.study import UserError
+from xai_utils.study import UserError, load_study
 
 app = typer.Typer(
     help="Explain a language model and its adapted twin.",
@@ -27,10 +28,32 @@ CellTime = Annotated[int, typer.Option("--timeout", min=1, help="seconds that on
 @app.command()
 def run(study: StudyFile = PUBLISHED, only: Only = None, settings: Settings = None, timeout: CellTime = 3600) -> None:
     """Execute the notebooks 01 to 05 on a study."""
+    from xai_utils.run import not_converged
     from xai_utils.run import run as run_notebooks
 
-    for job in run_notebooks(study, only or (), settings or (), timeout):
+    start = time.monotonic()
+    jobs = run_notebooks(study, only or (), settings or (), timeout)
+    for job in jobs:
         print(job.output)
+    print(f"{len(jobs)} notebooks in {time.monotonic() - start:.0f} s", not_converged(load_study(study)), sep="; ")
+
+
+@app.command()
+def report(study: StudyFile = PUBLISHED, timeout: CellTime = 3600) -> None:
+    """Execute the notebooks 01 to 05 on a study, then rebuild its report."""
+    from xai_utils.report import build
+
+    run(study, timeout=timeout)
+    print(build(load_study(study)))
+
+
+@app.command()
+def methods() -> None:
+    """List the attribution methods that a study may name."""
+    from xai_utils.explain import METHODS
+
+    for name, method in METHODS.items():
+        print(f"{name:22} {method.description}")
 
 
 @app.command()

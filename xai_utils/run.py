@@ -25,12 +25,18 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
+from xai_utils import results
 from xai_utils.study import ROOT, Study, UserError, load_study, locate, nearest
+from xai_utils.tidy import publishable
 
 NOTEBOOKS = ROOT / "notebooks"
-RUNS = ROOT / "runs"
 SEQUENCE = ("01", "02", "03", "04", "05")
 CELL_SECONDS = 3600
+KERNEL_ENVIRONMENT = {
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "XAI_HEADLESS": "1",  # the runner's bar is the only one
+}
 KERNEL_STARTS = 3  # two kernels that start at once can pick one port (papermill issue 511)
 
 
@@ -66,7 +72,6 @@ def run(
     settings: Sequence[str] = (),
     timeout: int = CELL_SECONDS,
     notebooks: Path = NOTEBOOKS,
-    runs: Path = RUNS,
 ) -> list[Job]:
     """Execute the notebooks 01 to 05, or those that `only` names by number, on a study.
 
@@ -75,8 +80,10 @@ def run(
     Raises UserError.
     """
     study = load_study(study_file)
-    jobs = plan(study, study_file, only, settings, notebooks, runs)
-    with locked(study, runs):
+    if "XAI_RUNS" in os.environ:  # for kernels, which work in another folder
+        os.environ["XAI_RUNS"] = str(Path(os.environ["XAI_RUNS"]).resolve())
+    jobs = plan(study, study_file, only, settings, notebooks)
+    with locked(study):
         total = sum(len(_code_cells(nbformat.read(job.source, as_version=4))) for job in jobs)
         with tqdm(total=total, unit="cell", file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
             for number, job in enumerate(jobs, 1):
@@ -91,14 +98,13 @@ def plan(
     only: Sequence[str],
     settings: Sequence[str],
     notebooks: Path = NOTEBOOKS,
-    runs: Path = RUNS,
 ) -> list[Job]:
     """What is to be executed, with every parameter checked before anything starts. Raises UserError."""
     sources = select(only, notebooks)
     declared = {source: papermill.inspect_notebook(source) for source in sources}
     given = parse_settings(settings, declared)
     as_it_is = study.published and not given
-    folder = notebooks if as_it_is else runs / study.name / "notebooks"
+    folder = notebooks if as_it_is else own_folder(study) / "notebooks"
     jobs = []
     for source in sources:
         parameters = {name: value for name, value in given.items() if name in declared[source]}
@@ -202,7 +208,7 @@ def execute(job: Job, timeout: int = CELL_SECONDS, bar: "tqdm[Any] | None" = Non
     except RuntimeError as error:
         raise UserError(f"{progress.place}: the kernel did not start ({_line(str(error))}); try again") from None
     publishable(notebook)
-    _write(notebook, job.output)
+    results.write_text(job.output, nbformat.writes(notebook) + "\n")
 
 
 def _papermill(job: Job, timeout: int, progress: "_Progress") -> nbformat.NotebookNode:
@@ -254,41 +260,6 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def publishable(notebook: nbformat.NotebookNode) -> None:
-    """Strip in place what differs between runs or machines: timings, paths, progress bars, widget state."""
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},
-        }
-    )
-    for cell in notebook.cells:
-        for key in ("papermill", "execution"):
-            cell.metadata.pop(key, None)
-        if not cell.metadata.get("tags", True):
-            del cell.metadata["tags"]
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in map(_portable_output, cell.outputs) if output is not None]
-
-
-def _portable_output(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
-    if output.output_type == "stream":
-        lines = output.text.splitlines(keepends=True)
-        output.text = _without_paths("".join(line for line in lines if not re.search(r"\d+%\|", line)))
-        return output if output.text.strip() else None
-    data = output.get("data", {})
-    if "application/vnd.jupyter.widget-view+json" in data:
-        return None
-    for kind in data:
-        if kind.startswith("text/"):
-            data[kind] = _without_paths(data[kind])
-    return output
-
-
-def _without_paths(text: str) -> str:
-    return text.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".").replace(str(Path.home()), "~")
-
-
 def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
 
@@ -297,42 +268,40 @@ def _injected(cell: nbformat.NotebookNode) -> bool:
     return "injected-parameters" in cell.metadata.get("tags", [])
 
 
-def _write(notebook: nbformat.NotebookNode, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with _writing(path.parent):
-        try:
-            partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Make `folder` and let the block write there; what the disk refuses becomes one line."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); free space there, or allow writing") from None
-
-
 def _portable(path: Path) -> str:
     resolved = path.resolve()
     return resolved.relative_to(ROOT).as_posix() if resolved.is_relative_to(ROOT) else str(resolved)
 
 
+def own_folder(study: Study) -> Path:
+    """Where a study keeps what is its own and not published."""
+    return results.folders(study).data.parent
+
+
+def not_converged(study: Study) -> str:
+    """One line on the certificates of a study: how many did not converge, and of which methods; empty without any."""
+    try:
+        table = results.read_table(study, "certificates")
+    except UserError:
+        return ""
+    failed = table[~table["converged"].astype(bool)]
+    counts = ", ".join(f"{method} {number}" for method, number in failed["method"].value_counts().items())
+    return f"certificates not converged: {len(failed)} of {len(table)}" + (f" ({counts})" if counts else "")
+
+
 @contextmanager
-def locked(study: Study, runs: Path = RUNS) -> Iterator[None]:
+def locked(study: Study) -> Iterator[None]:
     """Hold a study for one run, at most until the process ends. Raises UserError when another holds it."""
-    lock = FileLock(runs / study.name / ".lock")
-    with _writing(runs / study.name):
-        Path(lock.lock_file).touch()
+    lock = FileLock(own_folder(study) / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"the study {study.name!r} is being run by another process; wait until it ends, or end it"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{own_folder(study)}: cannot be written ({error.strerror}); free space there, or set XAI_RUNS"
         ) from None
     try:
         yield

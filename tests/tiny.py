@@ -22,7 +22,9 @@ from transformers import (
 )
 
 from xai_utils.models import LoadedModel
-from xai_utils.study import ModelEntry
+from xai_utils.study import ModelEntry, Study, TextEntry
+from xai_utils.target import Target, make_target
+from xai_utils.text import Case, prepare
 
 VOCABULARY = 512
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -149,3 +151,18 @@ def tiny_loaded(
         {"label": label, "role": role, "model": f"tiny/{architecture}", "dtype": str(dtype).removeprefix("torch.")}
     )
     return LoadedModel(entry, model, tiny_tokenizer(bos), f"{architecture}-{seed}")
+
+
+def tiny_case(
+    model: LoadedModel,
+    text: str,
+    kind: str = "logprob",
+    answer: str | None = " Paris.",
+    contrast: str | None = None,
+    prefix: str = "document_start",
+) -> tuple[Case, Target]:
+    """A case of one text under a model, and its target."""
+    entry = TextEntry(id="t", text=text, answer=answer, contrast=contrast)
+    study = Study.model_validate({"name": "s", "models": [model.entry], "texts": [entry], "prefix": prefix})
+    case = prepare(model, entry, study)
+    return case, make_target(model, case, kind)

@@ -1,0 +1,107 @@
+"""The tables of a study as the report reads them: the study's own setting picked out, the certified told apart.
+
+Nothing here computes a score. A table that a study has not got is empty, and what needs it is not said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from xai_utils.compare import CASE
+from xai_utils.results import read_table
+from xai_utils.study import Study, UserError
+
+NAMES = (
+    "tokenization",
+    "attributions",
+    "word_scores",
+    "certificates",
+    "attention_heads",
+    "agreement",
+    "faithfulness",
+    "difference",
+    "questions",
+)
+IG, ORIGINAL = "integrated_gradients", "fixed_steps"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A study with its tables. `base` and `adapted` are labels; `adapted` is None where there is nothing to compare."""
+
+    study: Study
+    tables: Mapping[str, pd.DataFrame]
+
+    def table(self, name: str) -> pd.DataFrame:
+        return self.tables.get(name, pd.DataFrame())
+
+    @cached_property
+    def labels(self) -> list[str]:
+        return [model.label for model in self.study.models]
+
+    @cached_property
+    def base(self) -> str:
+        bases = [model.label for model in self.study.models if model.role == "base"]
+        return (bases or self.labels)[0]
+
+    @cached_property
+    def adapted(self) -> str | None:
+        others = [model for model in self.study.models if model.label != self.base]
+        wanted = [model for model in others if model.role == "adapted"] or others
+        return wanted[0].label if wanted else None
+
+    @property
+    def pair(self) -> list[str]:
+        return [self.base] if self.adapted is None else [self.base, self.adapted]
+
+    @property
+    def headline(self) -> str:
+        """The text that stands first in the study: the one whose figures the report shows."""
+        return self.study.texts[0].id
+
+    def words(self, method: str) -> pd.DataFrame:
+        """Word scores of one method in the study's own setting, words alone."""
+        found = self.chosen("word_scores", method)
+        return found[found["is_word"]] if len(found) else found
+
+    def chosen(self, name: str, method: str) -> pd.DataFrame:
+        """A table's rows of one method at the study's target, baseline and sink, where the method has such a choice."""
+        table = self.table(name)
+        if table.empty or method not in set(table["method"]):
+            return pd.DataFrame(columns=table.columns)
+        rows = table[table["method"] == method]
+        goals = {text.id: text.target or self.study.target for text in self.study.texts}
+        rows = rows[rows["target"] == rows["text"].map(goals)]
+        for column, own in (("baseline", self.study.baseline), ("sink", "kept" if self.study.keep_sink else "moved")):
+            if rows[column].nunique() > 1 and own in set(rows[column]):
+                rows = rows[rows[column] == own]
+        return rows
+
+    def certified(self, name: str, method: str) -> pd.DataFrame:
+        """`chosen`, without what has a certificate that did not converge."""
+        rows, failed = self.chosen(name, method), self.failed
+        if rows.empty or failed.empty:
+            return rows
+        marked = rows.merge(failed[CASE], on=CASE, how="left", indicator="_found")
+        return marked[marked["_found"] == "left_only"].drop(columns="_found")
+
+    @cached_property
+    def failed(self) -> pd.DataFrame:
+        """Certificates that did not converge."""
+        table = self.table("certificates")
+        return table[~table["converged"].astype(bool)] if len(table) else table
+
+
+def measured(study: Study) -> Measured:
+    """Read what the notebooks of a study have written. Raises UserError when they have written no scores yet."""
+    tables = {"word_scores": read_table(study, "word_scores")}
+    for name in NAMES:
+        try:
+            tables[name] = read_table(study, name)
+        except UserError:
+            continue
+    return Measured(study, tables)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from xai_utils import gradients, results
 from xai_utils.attribution import Attribution, Certificate, Piece
 from xai_utils.baselines import shared_mean
+from xai_utils.continuation import greedy, unrolled
 from xai_utils.models import LoadedModel, load
 from xai_utils.study import Study, UserError, nearest
 from xai_utils.target import Target, make_target
@@ -99,10 +100,12 @@ class Explainer:
 
     def attribute(self, label: str, text: str, method: str, target: str | None = None, **settings: Any) -> Attribution:
         """One attribution, from the cache when the same thing was computed before."""
-        line = method_named(method)
+        return self._explained(label, self.case(label, text), self.target(label, text, target), method, settings)
+
+    def _explained(self, label: str, case: Case, goal: Target, method: str, settings: dict[str, Any]) -> Attribution:
+        line, model = method_named(method), self.models[label]
         chosen = {name: getattr(self.study, name) for name in line.settings if hasattr(self.study, name)}
         chosen |= line.fixed | settings
-        model, case, goal = self.models[label], self.case(label, text), self.target(label, text, target)
         file = self._cache_file(model, case, goal, line, chosen)
         if file.exists():
             return _from_json(json.loads(file.read_text(encoding="utf-8")))
@@ -144,6 +147,22 @@ class Explainer:
             if found.certificate is not None:
                 rows["certificates"].append(keys | certificate_row(found.certificate))
         return {name: _frame(content) for name, content in rows.items()}
+
+    def continuations(self, text: str, method: str = "integrated_gradients") -> dict[str, pd.DataFrame]:
+        """Tables `continuations` (matrix continuation x input, long) and `certificates` of one text, for all models."""
+        rows, proofs = [], []
+        for label, model in self.models.items():
+            generated = greedy(model, self.case(label, text), self.study.continuation)
+            for step, (case, goal) in enumerate(progress(unrolled(model, self.case(label, text), generated), label)):
+                found = self._explained(label, case, goal, method, {})
+                keys = case.keys() | goal.keys() | found.keys() | {"step": step, "generated": goal.text}
+                rows += [
+                    keys | {"position": position, "token": token.label, "score": score}
+                    for position, (token, score) in enumerate(zip(case.tokens, found.scores.tolist(), strict=True))
+                ]
+                if found.certificate is not None:
+                    proofs.append(keys | certificate_row(found.certificate))
+        return {"continuations": pd.DataFrame(rows), "certificates": pd.DataFrame(proofs)}
 
     def write(self, methods: Iterable[str], part: str, **settings: Any) -> dict[str, pd.DataFrame]:
         """`tables`, also written as one part of the study's data."""

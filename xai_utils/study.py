@@ -90,6 +90,8 @@ Device = Annotated[str, Strict(), AfterValidator(_device)]
 Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+Baseline = Literal["mean", "zero", "eos", "space", "sampled"]
+Baselines = Annotated[tuple[Baseline, ...], Field(min_length=1)]
 TargetKind = Literal["logprob", "logit", "contrast", "sum_logits"]
 
 
@@ -151,13 +153,19 @@ class Study(_Entry):
     texts: Annotated[tuple[TextEntry, ...], Field(min_length=1)]
     prefix: Literal["document_start", "none"] = "document_start"
     target: TargetKind = "logprob"
-    baseline: Literal["mean", "zero", "eos", "space", "sampled"] = "mean"
+    baseline: Baseline = "mean"
+    baselines: Annotated[tuple[Baseline, ...], Field(min_length=1)] = (
+        "mean",
+        "eos",
+    )  # a real difference keeps its sign
+    deletions: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("mean", "eos")  # of the tests of faithfulness
     keep_sink: Flag = True
     tolerance: Positive = 0.01  # of |F(x) - F(baseline)|
     budget: Count = 1000  # gradient evaluations a case and method
     max_tokens: Count = 128
     normalisation: Literal["NFC", "NFKC", "none"] = "NFC"
     methods: Annotated[tuple[Text, ...], Field(min_length=1)] = ("integrated_gradients", "ablation", "sensitivity")
+    continuation: Count = 4  # tokens of the model's own continuation that are explained, on the first text
     steps: Count = 50  # nodes of the original's fixed-step integrated gradients
     draws: Count = 30  # of noise a token in sensitivity
     sigma: Positive = 0.1  # standard deviation of that noise, in embedding units

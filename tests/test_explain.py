@@ -1,0 +1,123 @@
+"""The loop over a study: tables, cache, and the table of methods that anybody may extend."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import tiny_loaded
+from xai_utils import explain, gradients
+from xai_utils.attribution import Attribution
+from xai_utils.explain import METHODS, Explainer, Method
+from xai_utils.study import Study, TextEntry, UserError
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    monkeypatch.setenv("XAI_RUNS", str(tmp_path))
+    models = [tiny_loaded("llama", label="base"), tiny_loaded("llama", label="twin", role="adapted")]
+    study = Study(
+        name="tiny",
+        models=tuple(model.entry for model in models),
+        texts=(
+            TextEntry(id="capital", text="The capital of France", answer=" is Paris."),
+            TextEntry(id="planets", text="Сколько планет в Солнечной системе?", answer=" Восемь."),
+        ),
+        methods=("integrated_gradients",),
+    )
+    monkeypatch.setattr(explain, "load", lambda entry: next(m for m in models if m.label == entry.label))
+    return Explainer(study)
+
+
+def constant(model, case, target, *, value: float = 1.0, seed: int = 0) -> Attribution:
+    """The smallest method there is: one score for all."""
+    scores = np.full(len(case.tokens), value + seed)
+    return gradients._attribution("constant", case, target, scores, 0 * scores, "zero", False)
+
+
+def test_a_new_method_is_a_function_and_a_line(book, monkeypatch):
+    monkeypatch.setitem(METHODS, "constant", Method(constant, "one score for all", {"value": 2.0}))
+    tables = book.write(["constant"], part="test")
+    assert set(tables["attributions"]["score"]) == {2.0}
+    assert set(tables["word_scores"]["method"]) == {"constant"}
+    assert len(explain.results.read_table(book.study, "attributions")) == len(tables["attributions"])
+
+
+def test_settings_come_from_the_study_unless_fixed(book, monkeypatch):
+    monkeypatch.setitem(METHODS, "constant", Method(constant, ""))
+    assert set(book.attribute("base", "capital", "constant").scores) == {1.0}
+    monkeypatch.setitem(METHODS, "constant", Method(constant, "", {"value": 5.0}))
+    assert set(book.attribute("base", "capital", "constant", seed=3).scores) == {8.0}
+    book.study = book.study.model_copy(update={"seed": 7})
+    assert set(book.attribute("base", "capital", "constant").scores) == {12.0}
+
+
+def test_second_time_comes_from_the_cache(book):
+    first = book.attribute("base", "planets", "integrated_gradients")
+    files = list(book.folders.cache.rglob("*.json"))
+    assert len(files) == 1
+    content = json.loads(files[0].read_text())
+    content["scores"][3] = 42.0
+    files[0].write_text(json.dumps(content))
+    second = book.attribute("base", "planets", "integrated_gradients")
+    assert second.scores[3] == 42.0
+    assert np.array_equal(np.delete(second.scores, 3), np.delete(first.scores, 3), equal_nan=True)
+    assert second.certificate == first.certificate
+    assert len(second.path) == len(first.path)
+
+
+def test_another_setting_is_another_cache_entry(book):
+    book.attribute("base", "capital", "integrated_gradients")
+    book.attribute("base", "capital", "integrated_gradients", baseline="eos")
+    book.attribute("base", "capital", "integrated_gradients", target="sum_logits")
+    assert len(list(book.folders.cache.rglob("*.json"))) == 3
+
+
+def test_tables_hold_what_was_attributed(book):
+    tables = book.tables(["integrated_gradients"])
+    found = book.attribute("twin", "planets", "integrated_gradients")
+    rows = tables["attributions"].query("model == 'twin' and text == 'planets'")
+    assert np.array_equal(rows["score"].to_numpy(float), found.scores, equal_nan=True)
+    assert rows["kind"].tolist()[0] == "kept"
+    words = tables["word_scores"].query("model == 'twin' and text == 'planets' and is_word")
+    assert words["word"].tolist() == ["Сколько", "планет", "в", "Солнечной", "системе", "?"]
+    assert words["score"].sum() == pytest.approx(rows["score"].sum(), abs=1e-9)
+    proof = tables["certificates"].query("model == 'twin' and text == 'planets'").iloc[0]
+    assert proof["delta"] == found.certificate.delta
+    assert rows["score"].sum() - (proof["f_input"] - proof["f_baseline"]) == pytest.approx(proof["delta"], abs=1e-9)
+
+
+def test_models_share_one_mean(book):
+    base, twin = book.models.values()
+    assert base.reference is not None
+    assert (base.reference == twin.reference).all()
+
+
+def test_continuation_is_greedy_and_explained_token_by_token(book):
+    model = book.models["base"]
+    tables = book.continuations("capital")
+    rows = tables["continuations"].query("model == 'base'")
+    ids = torch.tensor([book.case("base", "capital").ids])
+    greedy = model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+    expected = [model.tokenizer.decode([token]) for token in greedy[0, ids.shape[1] :].tolist()]
+    assert rows.drop_duplicates("step")["generated"].tolist() == expected
+    proofs = tables["certificates"].query("model == 'base'").set_index("step")
+    for step, row in rows.groupby("step"):
+        assert len(row) == ids.shape[1] + step
+        rise = proofs.loc[step, "f_input"] - proofs.loc[step, "f_baseline"]
+        assert row["score"].sum() == pytest.approx(rise, abs=0.011 * max(abs(rise), 0.1))
+
+
+def test_unknown_method_is_named_with_the_nearest(book):
+    with pytest.raises(UserError, match="did you mean 'integrated_gradients'"):
+        book.tables(["integrated_gradient"])
+    with pytest.raises(UserError, match="unknown method"):
+        Explainer(book.study.model_copy(update={"methods": ("nothing",)}))
+
+
+def test_code_version_follows_imports(monkeypatch):
+    before = explain.code_version("xai_utils.gradients")
+    explain.code_version.cache_clear()
+    assert explain.code_version("xai_utils.gradients") == before
+    assert explain.code_version("xai_utils.text") != before

@@ -262,23 +262,21 @@ def head_table(model: LoadedModel, case: Case) -> pd.DataFrame:
     Beside the raw weights: `rest_*` with the first position set apart, `norm_*` of weights times value norms (empty
     where the architecture keeps its values in a place that is not known here).
     """
-    rows: list[pd.DataFrame] = []
+    found: list[Tensor] = []
 
     def reduce(layer: Layer) -> None:
         parts = (layer.weights, without_sink(layer.weights), layer.contributions)
-        frame = pd.DataFrame({"layer": layer.index, "head": range(len(layer.weights)), "tokens": len(case.tokens)})
-        for view, part in zip(VIEWS, parts, strict=True):
-            found = statistics(part) if part is not None else {}
-            for name in STATISTICS:
-                if view + name != "rest_sink":
-                    frame[view + name] = found[name].double().cpu().numpy() if part is not None else np.nan
-        rows.append(frame)
+        unknown = layer.weights.new_full((len(STATISTICS), len(layer.weights)), torch.nan)
+        numbers = [unknown if part is None else torch.stack(list(statistics(part).values())) for part in parts]
+        found.append(torch.cat(numbers).T.double().cpu())  # one small tensor a layer: more would keep freed memory apart
 
     stream(model, case.ids, reduce, norms=True)
-    table = pd.concat(rows, ignore_index=True)
-    for place, (name, value) in enumerate(case.keys().items()):
-        table.insert(place, name, value)
-    return table
+    layers, heads = len(found), len(found[0])
+    layer, head = np.divmod(np.arange(layers * heads), heads)
+    keys = case.keys() | {"layer": layer, "head": head, "tokens": len(case.tokens)}
+    names = [view + name for view in VIEWS for name in STATISTICS]
+    numbers = pd.DataFrame(torch.cat(found).numpy(), columns=names).drop(columns="rest_sink")
+    return pd.concat([pd.DataFrame(keys), numbers], axis=1)
 
 
 def pool(

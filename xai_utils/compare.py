@@ -6,11 +6,12 @@ certified baselines. Over a study the unit is the text, not the word: words of o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from xai_utils.alignment import PLACE, side_by_side
@@ -63,7 +64,7 @@ def real(difference: pd.DataFrame) -> pd.Series:
     return difference["beyond_floor"] & difference["sign_stable"].fillna(False).astype(bool)
 
 
-def spread(scores: Sequence[float]) -> dict[str, float]:
+def spread(scores: ArrayLike) -> dict[str, float]:
     """How evenly importance is spread over words: entropy of the shares of |scores| over its maximum, and Gini.
 
     >>> spread([1.0, -1.0, 1.0, 1.0])
@@ -77,7 +78,7 @@ def spread(scores: Sequence[float]) -> dict[str, float]:
     return {"entropy": float(stats.entropy(size) / np.log(len(size))), "gini": gini}
 
 
-def paired_test(base: Sequence[float], other: Sequence[float], seed: int = 0) -> dict[str, float]:
+def paired_test(base: ArrayLike, other: ArrayLike, seed: int = 0) -> dict[str, float]:
     """A quantity measured once a text (or translation pair) under two models: is it another one?
 
     Mean difference with a bootstrap interval (BCa, 95 %), Wilcoxon's signed-rank test, and the effect size dz (mean
@@ -99,7 +100,7 @@ def paired_test(base: Sequence[float], other: Sequence[float], seed: int = 0) ->
     }
 
 
-def interval(values: Sequence[float], statistic: Callable[..., Any] = np.mean, seed: int = 0) -> tuple[float, float]:
+def interval(values: ArrayLike, statistic: Callable[..., Any] = np.mean, seed: int = 0) -> tuple[float, float]:
     """Bootstrap 95 % interval over texts (scipy, BCa); no width where the values do not vary, nan below two."""
     sample = np.asarray(values, dtype=float)
     sample = sample[~np.isnan(sample)]

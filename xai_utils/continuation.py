@@ -13,7 +13,7 @@ import torch
 from xai_utils.models import LoadedModel
 from xai_utils.study import UserError
 from xai_utils.target import Target
-from xai_utils.text import VISIBLE, Case, Token
+from xai_utils.text import Case, Token, token_name
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def greedy(model: LoadedModel, case: Case, steps: int) -> list[int]:
 
 def unrolled(model: LoadedModel, case: Case, generated: list[int]) -> list[tuple[Case, Target]]:
     """For each generated token the case that it continues (prompt and what was generated before) and its target."""
-    labels = [model.tokenizer.decode([token]).translate(VISIBLE) for token in generated]
+    labels = [token_name(model, token) for token in generated]
     tokens = [Token(token, label, None, None, "generated") for token, label in zip(generated, labels, strict=True)]
     return [
         (

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from xai_utils import gradients, results
+from xai_utils import gradients, results, rollout
 from xai_utils.attribution import Attribution, Certificate, Piece
 from xai_utils.baselines import shared_mean
 from xai_utils.continuation import greedy, unrolled
@@ -57,6 +57,8 @@ METHODS: dict[str, Method] = {
     ),
     "input_x_gradient": Method(gradients.input_x_gradient, "embedding times gradient"),
     "expected_gradients": Method(gradients.expected_gradients, "GradientSHAP over sampled tokens"),
+    "attention": Method(rollout.attention, "attention of the last position, mean over all layers and heads"),
+    "rollout": Method(rollout.rollout, "attention followed back through the layers"),
 }
 
 
@@ -246,7 +248,7 @@ def _word_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[dic
 
 def _to_json(found: Attribution) -> dict[str, Any]:
     plain = json.JSONDecoder().decode(json.dumps(dataclasses.asdict(found), default=np.ndarray.tolist))
-    return plain  # type: ignore[no-any-return]
+    return dict(plain)
 
 
 def _from_json(content: dict[str, Any]) -> Attribution:

@@ -49,7 +49,7 @@ def make_target(model: LoadedModel, case: Case, kind: str = "logprob") -> Target
     if kind == "sum_logits":
         return Target(kind, "all logits", ())
     ids = case.answer_ids or (next_token(model, case),)
-    text = case.answer if case.answer_ids else model.tokenizer.decode(ids)
+    text = case.answer if case.answer is not None else str(model.tokenizer.decode(list(ids)))
     if kind == "logit" and len(ids) != 1:
         pieces = model.tokenizer.convert_ids_to_tokens(list(ids))
         raise UserError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from uniseg.wordbreak import words as unicode_words
@@ -90,7 +90,7 @@ class Case:
         return {"study": self.study, "text": self.text_id, "model": self.model, "role": self.role}
 
 
-def normalise(text: str, form: str = "NFC") -> str:
+def normalise(text: str, form: Literal["NFC", "NFKC", "none"] = "NFC") -> str:
     r"""Trim white space and apply a Unicode normal form (`NFC`, `NFKC` or `none`).
 
     >>> normalise(" и\u0306од ")
@@ -174,9 +174,9 @@ def word_weights(case: Case) -> np.ndarray:
     """Weights [token, unit] that carry token scores to `units(case)`; each row sums to 1, so sums are conserved."""
     shares = _shares(case)
     weights = np.zeros((len(case.tokens), len(units(case))))
-    index = {(word.start, word.end): column for column, word in enumerate(case.words)}
+    index = {word.start: column for column, word in enumerate(case.words)}
     for column, unit in enumerate(units(case)):
-        word = index.get((unit.start, unit.end)) if unit.is_word else None
+        word = index[unit.start] if unit.is_word and unit.start is not None else None
         if word is None:
             weights[unit.tokens[0], column] = 1.0
         else:
@@ -200,10 +200,10 @@ def prepare(model: LoadedModel, entry: TextEntry, study: Study) -> Case:
     cut = max(len(ids) - study.max_tokens, 0)
     if cut:
         ids, spans = ids[: study.max_tokens], spans[: study.max_tokens]
-    names = [model.tokenizer.decode([i]).translate(VISIBLE) for i in ids]
+    names = [token_name(model, i) for i in ids]
     labels = _labels(text, spans, names)
     tokens = tuple(
-        Token(i, label, *(span or (None, None)), "special" if span is None else "text")
+        Token(i, label, None, None, "special") if span is None else Token(i, label, span[0], span[1], "text")
         for i, label, span in zip(ids, labels, spans, strict=True)
     )
     reach = max((span[1] for span in spans if span), default=0)
@@ -226,6 +226,11 @@ def prepare(model: LoadedModel, entry: TextEntry, study: Study) -> Case:
     )
     _check_positions(model, case)
     return case
+
+
+def token_name(model: LoadedModel, token: int) -> str:
+    """What a token that stands for no character of the text is called: its own text, white space made visible."""
+    return str(model.tokenizer.decode([token])).translate(VISIBLE)
 
 
 def _plain(model: LoadedModel, text: str, prefix: str) -> tuple[list[int], list[tuple[int, int] | None]]:

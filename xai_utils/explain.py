@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from xai_utils import gradients, results, rollout
+from xai_utils import gradients, perturbation, results, rollout
 from xai_utils.attribution import Attribution, Certificate, Piece
 from xai_utils.baselines import shared_mean
 from xai_utils.continuation import greedy, unrolled
@@ -57,6 +57,8 @@ METHODS: dict[str, Method] = {
     ),
     "input_x_gradient": Method(gradients.input_x_gradient, "embedding times gradient"),
     "expected_gradients": Method(gradients.expected_gradients, "GradientSHAP over sampled tokens"),
+    "ablation": Method(perturbation.ablation, "change of the target with one token or word at the baseline"),
+    "sensitivity": Method(perturbation.sensitivity, "standard deviation of the target under noise on a token or word"),
     "attention": Method(rollout.attention, "attention of the last position, mean over all layers and heads"),
     "rollout": Method(rollout.rollout, "attention followed back through the layers"),
 }

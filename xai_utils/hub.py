@@ -5,6 +5,7 @@ Tokens are read by huggingface_hub alone (HF_TOKEN or its login) and never shown
 
 from pathlib import Path
 
+from httpx2 import TransportError
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -15,8 +16,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from tqdm import tqdm
 
-from xai_utils.cache import writing
+from xai_utils.cache import first_line, writing
 from xai_utils.download import BUILT_IN
 from xai_utils.study import UserError, nearest
 
@@ -36,7 +38,11 @@ def snapshot(repository: str, revision: str | None = None, files: list[str] = MO
     try:
         with writing(Path(constants.HF_HUB_CACHE), variable="HF_HOME"):
             folder = snapshot_download(
-                repository, revision=revision, allow_patterns=files, ignore_patterns=["*/*", "consolidated*"]
+                repository,
+                revision=revision,
+                allow_patterns=files,
+                ignore_patterns=["*/*", "consolidated*"],
+                tqdm_class=tqdm,  # its own becomes a widget in a notebook
             )
     except HFValidationError:
         raise UserError(
@@ -58,15 +64,17 @@ def snapshot(repository: str, revision: str | None = None, files: list[str] = MO
             f"{repository} is no folder here and no model on the Hub; {nearest(repository, BUILT_IN)}; "
             "correct the name, or set HF_TOKEN if the model is private"
         ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, TransportError):
         way = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "connect to the network"
         revised = f" at revision {revision}" if revision else ""
         raise UserError(
             f"{repository}{revised} is not in the local cache and {constants.ENDPOINT} cannot be asked; "
             f"{way}, or give a local folder or the built-in {', '.join(BUILT_IN)}"
         ) from None
-    except HfHubHTTPError as error:
-        raise UserError(
-            f"the Hub answered {error.response.status_code} for {repository}; try again later, or give a local folder"
-        ) from None
+    except HfHubHTTPError as error:  # any other answer of the Hub
+        status = error.response.status_code
+        way = "set HF_TOKEN to a token that is valid" if status in (401, 403) else "try again later"
+        raise UserError(f"the Hub answered {status} for {repository}; {way}, or give a local folder") from None
+    except OSError as error:  # such as a file that came in another size than announced
+        raise UserError(f"{repository} could not be fetched ({first_line(error)}); try again") from None
     return Path(folder), Path(folder).name

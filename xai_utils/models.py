@@ -128,7 +128,7 @@ def _source(name: str, revision: str | None, files: list[str]) -> tuple[Path, st
     if revision and (name in download.BUILT_IN or local):
         raise UserError(f"{name}: revision {revision!r} is given, and only a Hub model has revisions; leave it out")
     if name in download.BUILT_IN:
-        return download.built_in(name)
+        return convert.built_in(name)
     if path.is_dir():
         return path, content_hash(path)
     if local and path.suffix.lower() == ".gguf":

@@ -7,6 +7,7 @@ the same name, unless the table's line fixes them.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import hashlib
@@ -189,15 +190,18 @@ def progress(jobs: list[Any], what: str) -> Iterator[Any]:
 
 @functools.cache
 def code_version(module: str) -> str:
-    """Hash of a module's source and of all modules of this package that it takes something from."""
-    found: dict[str, str] = {}
+    """Hash of a module's code, comments apart, and of all modules of this package that it takes something from.
+
+    Reading studies and loading models is left out: what they can change is in the settings and the model's revision.
+    """
+    found = {name: "" for name in ("xai_utils.study", "xai_utils.models")}
     waiting = [module]
     while waiting:
         name = waiting.pop()
         if name in found:
             continue
-        source = Path(str(sys.modules[name].__file__))
-        found[name] = hashlib.sha256(source.read_bytes()).hexdigest()
+        source = Path(str(sys.modules[name].__file__)).read_text(encoding="utf-8")
+        found[name] = ast.dump(ast.parse(source))
         taken = (
             getattr(value, "__module__", None) or getattr(value, "__name__", "")
             for value in vars(sys.modules[name]).values()

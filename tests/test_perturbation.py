@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_case, tiny_loaded
 
+from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.baselines import baseline_rows
 from xai_utils.perturbation import (
     ablation,

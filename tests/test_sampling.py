@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import ShapleyValues
-from tiny import tiny_case, tiny_loaded
 
+from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.perturbation import ablation
 from xai_utils.presence import Presence, all_subsets
 from xai_utils.sampling import (

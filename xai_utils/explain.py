@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from xai_utils import gradients, perturbation, results, rollout
+from xai_utils import gradients, perturbation, results, rollout, sampling
 from xai_utils.attribution import Attribution, Certificate, Piece
 from xai_utils.baselines import shared_mean
 from xai_utils.continuation import greedy, unrolled
@@ -59,7 +59,17 @@ METHODS: dict[str, Method] = {
     "input_x_gradient": Method(gradients.input_x_gradient, "embedding times gradient"),
     "expected_gradients": Method(gradients.expected_gradients, "GradientSHAP over sampled tokens"),
     "ablation": Method(perturbation.ablation, "change of the target with one token or word at the baseline"),
+    "zero_ablation": Method(
+        perturbation.ablation,
+        "ablation to the zero vector, as in the original",
+        {"baseline": "zero", "keep_sink": False},
+    ),
+    "occlusion": Method(sampling.occlusion, "change of the target with a window of words at the baseline"),
     "sensitivity": Method(perturbation.sensitivity, "standard deviation of the target under noise on a token or word"),
+    "sensitivity_mean": Method(perturbation.sensitivity_mean, "mean absolute change of the target under that noise"),
+    "shapley": Method(sampling.shapley, "Shapley values of words, enumerated or sampled by orders"),
+    "kernel_shap": Method(sampling.kernel_shap, "Shapley values of words by regression on subsets"),
+    "lime": Method(sampling.lime, "local linear model over words"),
     "attention": Method(rollout.attention, "attention of the last position, mean over all layers and heads"),
     "rollout": Method(rollout.rollout, "attention followed back through the layers"),
 }

@@ -21,7 +21,7 @@ import pandas as pd
 
 from xai_utils.study import ROOT, Study, UserError
 
-PACKAGES = ("torch", "transformers", "captum", "peft", "tokenizers", "numpy", "scipy")
+PACKAGES = ("torch", "transformers", "captum", "peft", "tokenizers", "numpy", "scipy", "scikit-learn", "shap", "uniseg")
 DIGITS = 5  # significant, in published tables: what two machines agree on
 
 

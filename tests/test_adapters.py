@@ -146,6 +146,19 @@ def test_what_is_no_adapter(tmp_path: Path) -> None:
     refused("has no adapter_model.safetensors", base, adapter)
 
 
+def test_an_adapter_named_as_a_model(tmp_path: Path) -> None:
+    adapter = lora(tmp_path / "adapter", tiny_model())
+    with pytest.raises(UserError, match="is an adapter; name its base as the model"):
+        load(ModelEntry(label="m", model=str(adapter)))
+
+
+def test_a_configuration_that_is_not_peft_s(tmp_path: Path) -> None:
+    base, adapter = save_tiny(tmp_path / "base"), lora(tmp_path / "adapter", tiny_model())
+    for content in ("{", '{"peft_type": "NOTHING"}', "[]"):
+        (adapter / "adapter_config.json").write_text(content)
+        refused("adapter_config.json cannot be read", base, adapter)
+
+
 def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
     adapter = lora(tmp_path / "adapter", tiny_model())
     refused("does not fit its base", save_tiny(tmp_path / "wide", hidden_size=64, head_dim=16), adapter)

@@ -50,6 +50,15 @@ def test_the_tokenizer_is_the_one_that_the_file_describes(tmp_path: Path) -> Non
         assert tokenizer.model_max_length == 256
 
 
+def test_an_unknown_pre_tokeniser_is_not_guessed(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "own.gguf", "of-tomorrow", Kind.F32, tiny_model("llama-tied"))
+    with pytest.raises(UserError, match="no tokenizer that can be relied on"):
+        load(ModelEntry(label="m", model=str(tmp_path / "own.gguf")))
+    tiny_tokenizer().save_pretrained(tmp_path / "words")
+    loaded = load(ModelEntry(label="m", model=str(tmp_path / "own.gguf"), tokenizer=str(tmp_path / "words")))
+    assert loaded.tokenizer.tokenize("2024") == tiny_tokenizer().tokenize("2024")
+
+
 def test_a_second_use_reads_the_converted_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gguf(tmp_path / "own.gguf", "smollm", Kind.F32, tiny_model("llama-tied"))
     first, revision = convert.converted(tmp_path / "own.gguf", tmp_path / "models")

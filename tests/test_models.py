@@ -128,7 +128,7 @@ def test_own_tokenizer_is_used_and_part_of_the_revision(llama: Path, tmp_path: P
 
 def test_folders_without_weights_tokenizer_or_config(copy: Path) -> None:
     (copy / "tokenizer.json").rename(copy / "elsewhere")
-    refused("no tokenizer files.*`tokenizer:`", copy)
+    refused("no tokenizer that can be relied on; .*`tokenizer:`", copy)
     (copy / "elsewhere").rename(copy / "tokenizer.json")
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     refused("no model.safetensors: its weights are pickled", copy)

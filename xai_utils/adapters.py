@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from xai_utils.cache import first_line
 from xai_utils.study import UserError, locate
 
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def folder(name: str) -> Path:
@@ -26,7 +26,7 @@ def folder(name: str) -> Path:
     path = locate(name)
     if not path.is_dir():
         raise UserError(f"adapter {name}: no such folder; expected a PEFT adapter's folder")
-    for file in ("adapter_config.json", WEIGHTS):
+    for file in (CONFIG, WEIGHTS):
         if not (path / file).is_file():
             raise UserError(
                 f"adapter {name} has no {file}; expected a folder that PEFT's save_pretrained wrote, with safetensors"
@@ -35,8 +35,16 @@ def folder(name: str) -> Path:
 
 
 def token_rows(path: Path) -> list[int]:
-    """The ids of the embedding rows that an adapter of trainable tokens replaces; empty for any other adapter."""
-    config = PeftConfig.from_pretrained(str(path))
+    """The ids of the embedding rows that an adapter of trainable tokens replaces; empty for any other adapter.
+
+    Raises UserError: a configuration that PEFT cannot read.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(path))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"adapter {path.name}: {CONFIG} cannot be read ({first_line(error)}); expected PEFT's own"
+        ) from None
     indices = getattr(config, "token_indices", None) or getattr(config, "trainable_token_indices", None) or []
     return list(next(iter(indices.values())) if isinstance(indices, dict) else indices)
 
@@ -73,7 +81,7 @@ def merge(model: PreTrainedModel, path: Path) -> PreTrainedModel:
         merged = adapted.merge_and_unload(safe_merge=True)
         got = merged(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     # Adding LoRA's product to the weights rounds otherwise than adding its output does.
-    tolerance = 1000 * torch.finfo(got.dtype).eps * expected.abs().max()
+    tolerance = torch.finfo(got.dtype).eps ** 0.5 * expected.abs().max()
     if not (got - expected).abs().max() <= tolerance or _tied(merged) != tied:
         raise UserError(
             f"adapter {path.name}: merged into the weights it computes something else (outputs differ by "

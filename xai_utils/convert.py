@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     modeling_gguf_pytorch_utils,
 )
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.utils import logging
 
 from xai_utils.cache import beside, cache_folder, file_sha256, finish, first_line, is_whole, locked, writing
@@ -34,6 +35,7 @@ VERSION = 1  # raise it when a conversion would come out different: copies and r
 # llama.cpp's names for a pre-tokeniser that cuts off each digit and the rest as GPT-2 does. transformers does not know
 # them and puts GPT-2's alone, which takes white space in front of a digit otherwise than the model was trained to see.
 _DIGITS_THEN_GPT2 = {"smollm", "starcoder", "refact", "command-r"}
+_AS_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais"}
 
 
 @contextmanager
@@ -100,27 +102,31 @@ def revision(digest: str) -> str:
 
 def _convert(gguf: Path, target: Path) -> None:
     with tqdm(total=4, desc=f"converting {gguf.name}", unit="step") as bar:
-        pre_tokenizer, size = _describe(gguf)
+        pre_tokenizer, known, size = _describe(gguf)
         bar.update()
         with writing(target.parent, size), quiet(), beside(target) as folder:
             model = _plain_model(gguf)
             bar.update()
             model.save_pretrained(folder)
             bar.update()
-            positions = model.config.max_position_embeddings
-            _mended_tokenizer(gguf, pre_tokenizer, positions).save_pretrained(folder)
+            if known:  # else the folder has no tokenizer, and `load` asks for the original one
+                positions = model.config.max_position_embeddings
+                _mended_tokenizer(gguf, pre_tokenizer, positions).save_pretrained(folder)
             finish(folder, target)
             bar.update()
 
 
-def _describe(gguf: Path) -> tuple[str | None, int]:
-    """The name of the file's pre-tokeniser, and the bytes that its tensors take in float32."""
+def _describe(gguf: Path) -> tuple[str | None, bool, int]:
+    """The name of the file's pre-tokeniser, whether we can rebuild it, and the bytes of its tensors in float32."""
     try:
         reader = GGUFReader(gguf)
     except (ValueError, IndexError) as error:
         raise UserError(f"{gguf} cannot be read ({first_line(error)}); expected a whole GGUF file") from None
-    field = reader.get_field("tokenizer.ggml.pre")
-    return (field.contents() if field else None), 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
+    kind, name = (
+        field.contents() if (field := reader.get_field(f"tokenizer.ggml.{key}")) else None for key in ("model", "pre")
+    )
+    known = kind != "gpt2" or name in _DIGITS_THEN_GPT2 | _AS_GPT2 | GGUF_PRE_TOKENIZER_SPLITS.keys()
+    return name, known, 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
 
 
 def _plain_model(gguf: Path) -> PreTrainedModel:

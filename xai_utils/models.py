@@ -152,6 +152,8 @@ def content_hash(folder: Path) -> str:
 
 
 def _check_weights(folder: Path, name: str) -> None:
+    if (folder / adapters.CONFIG).is_file() and not (folder / "config.json").is_file():
+        raise UserError(f"{name} is an adapter; name its base as the model, and this folder as `adapter:`")
     if not (folder / "config.json").is_file():
         raise UserError(f"{name} has no config.json; expected a model's folder as save_pretrained writes it")
     index = folder / "model.safetensors.index.json"
@@ -229,7 +231,9 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
     if not _has_tokenizer(folder):
-        raise UserError(f"{name} has no tokenizer files; expected tokenizer.json in it; name one with `tokenizer:`")
+        raise UserError(
+            f"{name} has no tokenizer that can be relied on; name the one it was trained with, `tokenizer:`"
+        )
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception
@@ -292,7 +296,7 @@ def _check_passes(loaded: LoadedModel) -> None:
         ) from None
     if not plain.isfinite().all():
         raise UserError(f"{loaded.label}: its logits are not finite in {loaded.entry.dtype}; use dtype: float32")
-    tolerance = 16 * torch.finfo(plain.dtype).eps * plain.abs().max()
+    tolerance = torch.finfo(plain.dtype).eps ** 0.5 * plain.abs().max()
     if (plain - embedded).abs().max() > tolerance:
         raise UserError(
             f"{loaded.label}: its output through embeddings differs from that through tokens by "

@@ -68,22 +68,27 @@ class Measured:
         found = self.chosen("word_scores", method)
         return found[found["is_word"]] if len(found) else found
 
-    def chosen(self, name: str, method: str) -> pd.DataFrame:
-        """A table's rows of one method at the study's target, baseline and sink, where the method has such a choice."""
+    def chosen(self, name: str, method: str, sink: str | None = None) -> pd.DataFrame:
+        """A table's rows of one method at the study's target, baseline and sink, where the method has such a choice.
+
+        `sink` (kept, moved) takes the rows of that one instead, which may be none.
+        """
         table = self.table(name)
         if table.empty or method not in set(table["method"]):
             return pd.DataFrame(columns=table.columns)
         rows = table[table["method"] == method]
         goals = {text.id: text.target or self.study.target for text in self.study.texts}
         rows = rows[rows["target"] == rows["text"].map(goals)]
+        if sink is not None:
+            rows = rows[rows["sink"] == sink]
         for column, own in (("baseline", self.study.baseline), ("sink", "kept" if self.study.keep_sink else "moved")):
             if rows[column].nunique() > 1 and own in set(rows[column]):
                 rows = rows[rows[column] == own]
         return rows
 
-    def certified(self, name: str, method: str) -> pd.DataFrame:
+    def certified(self, name: str, method: str, sink: str | None = None) -> pd.DataFrame:
         """`chosen`, without what has a certificate that did not converge."""
-        rows, failed = self.chosen(name, method), self.failed
+        rows, failed = self.chosen(name, method, sink), self.failed
         if rows.empty or failed.empty:
             return rows
         marked = rows.merge(failed[CASE], on=CASE, how="left", indicator="_found")

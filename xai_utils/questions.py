@@ -119,7 +119,7 @@ def tests(measured: Measured) -> pd.DataFrame:
             both = part.pivot_table(index="text", columns="model", values="value").dropna()
             if not {measured.base, other} <= set(both.columns) or both.empty:
                 continue
-            paired = both.groupby(units(measured)).mean()
+            paired = both.groupby(both.index.map(units(measured))).mean()
             found = paired_test(paired[measured.base].tolist(), paired[other].tolist(), measured.study.seed)
             means = {"mean_base": paired[measured.base].mean(), "mean_other": paired[other].mean()}
             keys = {"study": measured.study.name, "question": name, "base": measured.base, "other": other}

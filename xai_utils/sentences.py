@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,13 +29,16 @@ def escape(text: str) -> str:
 
 
 class _Writer(string.Formatter):
+    def __init__(self, text: Callable[[str], str]) -> None:
+        self.text = text  # what becomes of a fact that is text
+
     def format_field(self, value: Any, spec: str) -> str:
         if isinstance(value, Sentence):
-            return str(value)
+            return self.vformat(value.form, (), value.facts)
         if isinstance(value, list | tuple):
             return listed([self.format_field(item, spec) for item in value])
         if isinstance(value, str):
-            return escape(value)
+            return self.text(value)
         if value is None or not math.isfinite(value):
             raise ValueError(f"a fact of a sentence is {value}; a sentence without its facts is not said")
         if spec.startswith("#"):
@@ -59,12 +62,20 @@ class Sentence:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return _Writer().vformat(self.form, (), self.facts)
+        return _Writer(escape).vformat(self.form, (), self.facts)
+
+    @property
+    def plain(self) -> str:
+        """The sentence as text without markup, for an alt text or a notebook."""
+        return _Writer(str).vformat(self.form, (), self.facts).replace("**", "")
 
 
 def listed(items: Sequence[str]) -> str:
+    """Items in a row; with semicolons where one of them has a comma of its own.
+
+    >>> listed(["a"]), listed(["a", "b", "c"]), listed(["a, b", "c"])
+    ('a', 'a, b and c', 'a, b; c')
     """
-    >>> listed(["a"]), listed(["a", "b", "c"])
-    ('a', 'a, b and c')
-    """
+    if any(", " in item or " and " in item for item in items):
+        return "; ".join(items)
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

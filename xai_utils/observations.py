@@ -1,0 +1,304 @@
+"""What the tables of a study say, one function a thing: `observation(measured) -> Sentence | None`.
+
+None means that there is nothing to say: a table is missing, or the study has no second model. Which of two directions
+is said, and whether a ranking is said at all, is decided here from the tables and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from xai_utils.compare import real
+from xai_utils.measured import IG, ORIGINAL, Measured
+from xai_utils.sentences import Sentence
+
+NAMED = 3  # words that a sentence names
+HALF = 0.5
+Facts = dict[str, Any]
+Observation = Callable[[Measured], Sentence | None]
+
+
+def method_name(method: str) -> str:
+    """
+    >>> method_name("input_x_gradient")
+    'input x gradient'
+    """
+    return method.replace("_", " ")
+
+
+def pair_rows(measured: Measured, method: str | None = IG) -> pd.DataFrame:
+    """The rows of `difference` between the base and its adapted twin; one method's, or those of all."""
+    table = measured.table("difference")
+    if table.empty or measured.adapted is None:
+        return pd.DataFrame()
+    rows = table[(table["base"] == measured.base) & (table["other"] == measured.adapted)]
+    return rows if method is None else rows[rows["method"] == method]
+
+
+def one_model(measured: Measured) -> Sentence | None:
+    if measured.adapted is not None:
+        return None
+    return Sentence(
+        "This study holds one model, {label}. What an adaptation changed, a noise floor between two models and every "
+        "claim that compares them cannot be shown from it; what follows describes {label} alone.",
+        {"label": measured.base},
+    )
+
+
+def largest_differences(measured: Measured) -> Sentence | None:
+    """The words of the first text with the largest real differences, or that there are none."""
+    every = pair_rows(measured)
+    if every.empty:
+        return None
+    rows = every[every["text"] == measured.headline]
+    facts: Facts = {"text": measured.study.texts[0].text, "base": measured.base, "other": measured.adapted}
+    if rows.empty:
+        return Sentence(
+            "On “{text}” nothing can be said of the difference between {base} and {other}: the scores of one of them "
+            "did not converge there.",
+            facts,
+        )
+    found = rows[real(rows)].sort_values("difference", key=abs, ascending=False)
+    facts["words"] = len(rows)
+    if found.empty:
+        return Sentence(
+            "On “{text}” no word differs between {base} and {other} beyond the noise floor with a sign that all "
+            "certified baselines keep; {words:#word was/words were} compared.",
+            facts,
+        )
+    named = tuple(
+        Sentence(
+            "“{word}” ({base:+.2f} under the base, {other:+.2f} now, a difference of {difference:+.2f} {unit} "
+            "against a floor of {floor:.2g})",
+            {
+                "word": row.word,
+                "base": row.score_base,
+                "other": row.score_other,
+                "difference": row.difference,
+                "floor": row.floor,
+                "unit": row.unit,
+            },
+        )
+        for row in found.head(NAMED).itertuples()
+    )
+    return Sentence(
+        "On “{text}” {real} of {words:#word differs/words differ} for real between {base} and {other}; the largest: "
+        "{named}.",
+        facts | {"real": len(found), "named": named},
+    )
+
+
+def real_differences(measured: Measured) -> Sentence | None:
+    """How many words differ for real over all texts, and how many could not be compared."""
+    rows = pair_rows(measured)
+    if rows.empty or measured.adapted is None:
+        return None
+    read = measured.words(IG)
+    lost = len(read[read["model"] == measured.base]) - len(rows)
+    unstable = rows["beyond_floor"] & ~real(rows)
+    facts = {
+        "real": int(real(rows).sum()),
+        "words": len(rows),
+        "texts": rows["text"].nunique(),
+        "unstable": int(unstable.sum()),
+        "lost": lost,
+    }
+    form = (
+        "Over {texts:#text/texts}, {real} of {words:#word differs/words differ} beyond the floor and with a stable sign"
+    )
+    if facts["unstable"]:
+        form += "; {unstable:#more is/more are} beyond the floor and not stable over the certified baselines"
+    if lost:
+        form += "; {lost:#word is/words are} left out, for want of a converged score under one of the two"
+    return Sentence(form + ".", facts)
+
+
+def pieces(measured: Measured) -> Sentence | None:
+    """Tokens a word, by language and model."""
+    table = measured.table("tokenization")
+    if table.empty:
+        return None
+    languages = {text.id: text.language or "unnamed" for text in measured.study.texts}
+    table = table.assign(language=table["text"].map(languages))
+    ratio = table.groupby(["language", "model"])[["tokens", "words"]].sum()
+    parts = tuple(
+        Sentence(
+            "in {language} {values}",
+            {
+                "language": str(language),
+                "values": tuple(
+                    Sentence(
+                        "{value:.2f} under {label}",
+                        {
+                            "value": ratio.loc[(language, label), "tokens"] / ratio.loc[(language, label), "words"],
+                            "label": label,
+                        },
+                    )
+                    for label in measured.labels
+                    if (language, label) in ratio.index
+                ),
+            },
+        )
+        for language in ratio.index.unique("language")
+    )
+    return Sentence("Tokens a word, by language: {parts}.", {"parts": parts})
+
+
+def convergence(measured: Measured) -> Sentence | None:
+    """How many attributions of the study's own setting converged, and which did not."""
+    rows = measured.chosen("certificates", IG)
+    if rows.empty:
+        return None
+    failed = rows[~rows["converged"].astype(bool)]
+    facts = {"n": len(rows), "failed": len(failed), "tolerance": measured.study.tolerance}
+    if failed.empty:
+        return Sentence(
+            "All {n} certificates of integrated gradients converged within {tolerance:.0%} of what they explain.", facts
+        )
+    cases = tuple(
+        Sentence(
+            "“{text}” under {label} (bound {bound:.1%})", {"text": row.text, "label": row.model, "bound": row.bound}
+        )
+        for row in failed.itertuples()
+    )
+    return Sentence(
+        "**{failed} of {n} certificates of integrated gradients did not converge** within {tolerance:.0%} and take no "
+        "part in any comparison: {cases}.",
+        facts | {"cases": cases},
+    )
+
+
+def original_setting(measured: Measured) -> Sentence | None:
+    """What the original study's rule (fixed steps from zero, every position moved) leaves as its error."""
+    rows = measured.table("certificates")
+    rows = rows[rows["method"] == ORIGINAL] if len(rows) else rows
+    if rows.empty:
+        return None
+    passed = int(rows["converged"].sum())
+    facts = {
+        "steps": measured.study.steps,
+        "n": len(rows),
+        "passed": passed,
+        "error": rows["relative_delta"].median(),
+        "worst": rows["relative_delta"].max(),
+    }
+    said = "{passed} of {n} converged" if passed else "none of {n} converged"
+    return Sentence(
+        f"With the original's rule, {{steps}} fixed steps from a zero baseline, {said}: the median completeness error "
+        "is {error:.0%} of what is explained and the largest {worst:.0%}.",
+        facts,
+    )
+
+
+def answers(measured: Measured) -> Sentence | None:
+    """Which model finds the answers likelier."""
+    rows = measured.chosen("certificates", IG)
+    if measured.adapted is None or rows.empty:
+        return None
+    table = rows.pivot_table(index="text", columns="model", values="f_input")
+    if not set(measured.pair) <= set(table.columns):
+        return None
+    both = table[measured.pair].dropna()
+    change = both[measured.adapted] - both[measured.base]
+    if change.empty:
+        return None
+    higher = int((change > 0).sum())
+    return Sentence(
+        "{other} puts more probability on the answer than {base} in {higher} of {n:#text/texts}; the mean change is "
+        "{change:+.2f} {unit}.",
+        {
+            "other": measured.adapted,
+            "base": measured.base,
+            "higher": higher,
+            "n": len(change),
+            "change": change.mean(),
+            "unit": rows["unit"].iloc[0],
+        },
+    )
+
+
+def controls(measured: Measured) -> Sentence | None:
+    """Mean absolute difference to the base of the adapted twin and of each control, on the words that all share."""
+    table = measured.table("difference")
+    if table.empty or table["other"].nunique() < 2:
+        return None
+    rows = table[(table["method"] == IG) & (table["base"] == measured.base)]
+    sizes = rows.assign(size=rows["difference"].abs()).pivot_table(
+        index=["text", "word", "start"], columns="other", values="size", dropna=False
+    )
+    sizes = sizes.dropna()
+    if sizes.empty or len(sizes.columns) < 2:
+        return None
+    means = sizes.mean().sort_values(ascending=False)
+    parts = tuple(Sentence("{label} {mean:.2f}", {"label": str(k), "mean": v}) for k, v in means.items())
+    return Sentence(
+        "Mean absolute difference to {base} a word, on the {words:#word/words} that all of them share, from the "
+        "largest: {parts} {unit}.",
+        {"base": measured.base, "words": len(sizes), "parts": parts, "unit": rows["unit"].iloc[0]},
+    )
+
+
+def tested(measured: Measured) -> Sentence | None:
+    """Which questions over texts found a difference between base and twin, which did not."""
+    table = measured.table("questions")
+    if table.empty or measured.adapted is None:
+        return None
+    rows = table[table["other"] == measured.adapted]
+    found, none = rows[rows["verdict"] == "difference"], rows[rows["verdict"] != "difference"]
+    facts: Facts = {"n": len(rows), "found": len(found), "texts": int(rows["n"].max())}
+    form = "Of {n:#question/questions} put to the pair over up to {texts:#text/texts}, {found:#finds/find} a difference"
+    if len(found):
+        form += " ({which})"
+        facts["which"] = tuple(
+            Sentence(
+                "{asked}: {change:+.2g}, interval {low:+.2g} to {high:+.2g}",
+                {"asked": row.asked, "change": row.difference, "low": row.low, "high": row.high},
+            )
+            for row in found.itertuples()
+        )
+    if len(none):
+        form += "; no difference found in: {none}"
+        facts["none"] = tuple(none["asked"])
+    return Sentence(form + ".", facts)
+
+
+def highest_words(measured: Measured) -> Sentence | None:
+    """The word of the first text that each method ranks highest, by model."""
+    parts = []
+    for label in measured.pair:
+        tops = []
+        for method in measured.study.methods:
+            rows = measured.certified("word_scores", method)
+            if len(rows):
+                rows = rows[rows["is_word"] & (rows["model"] == label) & (rows["text"] == measured.headline)]
+            rows = rows.dropna(subset="score") if len(rows) else rows
+            if len(rows):
+                top = rows.sort_values("score").iloc[-1]
+                facts = {"word": top["word"], "score": top["score"], "unit": top["unit"], "method": method_name(method)}
+                tops.append(Sentence("“{word}” by {method} ({score:.3g} {unit})", facts))
+        if tops:
+            parts.append(Sentence("under {label} {tops}", {"label": label, "tops": tuple(tops)}))
+    if not parts:
+        return None
+    return Sentence("Highest on “{text}”: {parts}.", {"text": measured.study.texts[0].text, "parts": tuple(parts)})
+
+
+def between_models(measured: Measured) -> Sentence | None:
+    """How alike the two models rank the words, by method."""
+    rows = pair_rows(measured, None)
+    if rows.empty:
+        return None
+    values = rows.groupby(["method", "text"])[["score_base", "score_other"]].apply(
+        lambda part: part["score_base"].corr(part["score_other"], method="spearman")
+    )
+    means = values.groupby("method").mean().dropna().sort_values(ascending=False)
+    if means.empty:
+        return None
+    parts = tuple(Sentence("{name} {value:.2f}", {"name": method_name(str(k)), "value": v}) for k, v in means.items())
+    return Sentence(
+        "Rank correlation of {base} with {other} over the words of a text, averaged over texts: {parts}.",
+        {"base": measured.base, "other": measured.adapted, "parts": parts},
+    )

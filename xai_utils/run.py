@@ -35,7 +35,7 @@ CELL_SECONDS = 3600
 KERNEL_ENVIRONMENT = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "XAI_HEADLESS": "1",  # the runner's bar is the only one
+    "XAI_HEADLESS": "1",  # the runner's bar is the only one, and no widget is built
 }
 KERNEL_STARTS = 3  # two kernels that start at once can pick one port (papermill issue 511)
 
@@ -59,11 +59,7 @@ class OwnKernel(AsyncKernelManager):
 
     async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
         """Start it with figures inline, also where the caller's MPLBACKEND says otherwise."""
-        env = os.environ | {
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        }
-        await super().start_kernel(**options | {"env": env})
+        await super().start_kernel(**options | {"env": os.environ | KERNEL_ENVIRONMENT})
 
 
 def run(

@@ -30,7 +30,7 @@ from xai_utils.attribution import Attribution, Certificate, Piece
 from xai_utils.baselines import shared_mean
 from xai_utils.continuation import greedy, unrolled
 from xai_utils.models import LoadedModel, load
-from xai_utils.study import Study, UserError, nearest
+from xai_utils.study import Study, TextEntry, UserError, nearest
 from xai_utils.target import Target, make_target
 from xai_utils.text import Case, prepare, units
 
@@ -57,7 +57,11 @@ METHODS: dict[str, Method] = {
         {"baseline": "zero", "keep_sink": False},
     ),
     "input_x_gradient": Method(gradients.input_x_gradient, "embedding times gradient"),
-    "expected_gradients": Method(gradients.expected_gradients, "GradientSHAP over sampled tokens"),
+    "expected_gradients": Method(
+        gradients.expected_gradients,
+        "GradientSHAP over sampled tokens",
+        {"tolerance": 0.05, "budget": 128},  # a sample is a gradient, and its error falls with the root of their number
+    ),
     "ablation": Method(perturbation.ablation, "change of the target with one token or word at the baseline"),
     "zero_ablation": Method(
         perturbation.ablation,
@@ -100,6 +104,12 @@ class Explainer:
             width: shared_mean([model for model in loaded if model.embedding.shape[1] == width]) for width in widths
         }
         return {model.label: dataclasses.replace(model, reference=common[model.embedding.shape[1]]) for model in loaded}
+
+    def on(self, entry: TextEntry) -> Explainer:
+        """The same models and settings on one text of one's own; what it computes is cached with the rest."""
+        other = Explainer(self.study.model_copy(update={"texts": (entry,), "published": False}))
+        other.models = self.models
+        return other
 
     @functools.cache  # noqa: B019 - an Explainer lives as long as its notebook
     def case(self, label: str, text: str) -> Case:

@@ -40,6 +40,12 @@ WHEELS = {
         6612946,
         "7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f",
     ),
+    "mistral-common": Wheel(
+        "mistral-common==1.13.1",
+        "mistral_common-1.13.1-py3-none-any.whl",
+        6589302,
+        "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
+    ),
 }
 
 

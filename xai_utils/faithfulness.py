@@ -2,9 +2,9 @@
 
 *Comprehensiveness* is the mean over k of F(x) - F(x without its k highest words), *sufficiency* the mean over k of
 F(x) - F(x with only these k), k from 1 to all words but one (DeYoung et al. 2020, arXiv 1911.03429, over the whole
-curve and in the target's unit). A good ranking scores high on the first and low on the second. "Without" means at a deletion
-baseline, never cut out, and the sink stays in place. Where a text has at most 8 words, the random orders it is held
-against are all orders there are.
+curve and in the target's unit). A good ranking scores high on the first and low on the second. "Without" means at a
+deletion baseline, never cut out, and the sink stays in place. Where a text has at most 8 words, the random orders it
+is held against are all orders there are.
 """
 
 from __future__ import annotations

@@ -194,5 +194,19 @@ def _faithfulness(made: Study, rng: np.random.Generator) -> list[dict[str, objec
         for text in _texts(made):
             for method, baseline, sink in _settings(made):
                 keys = _keys(made, text, model) | _goal(made, text)
-                rows.append(keys | {"method": method, "baseline": baseline, "sink": sink, "unit": "nats"})
+                keys |= {"method": method, "baseline": baseline, "sink": sink, "unit": "nats", "deletion": "mean"}
+                drop, random = rng.uniform(0, 3), rng.uniform(0, 1)
+                rows.append(
+                    keys
+                    | {
+                        "comprehensiveness": drop,
+                        "comprehensiveness_random": random,
+                        "comprehensiveness_random95": random + 0.5,
+                        "comprehensiveness_beats_random": drop > random + 0.5,
+                        "sufficiency": random / 2,
+                        "sufficiency_random": random,
+                        "sufficiency_random5": random - 0.5,
+                        "sufficiency_beats_random": False,
+                    }
+                )
     return rows

@@ -126,7 +126,7 @@ def pieces(measured: Measured) -> Sentence | None:
     ratio = table.groupby(["language", "model"])[["tokens", "words"]].sum()
     parts = tuple(
         Sentence(
-            "in {language} {values}",
+            "{language}: {values}",
             {
                 "language": str(language),
                 "values": tuple(
@@ -144,7 +144,7 @@ def pieces(measured: Measured) -> Sentence | None:
         )
         for language in ratio.index.unique("language")
     )
-    return Sentence("Tokens a word, by language: {parts}.", {"parts": parts})
+    return Sentence("Tokens a word, by the language of the text: {parts}.", {"parts": parts})
 
 
 def convergence(measured: Measured) -> Sentence | None:
@@ -249,7 +249,8 @@ def tested(measured: Measured) -> Sentence | None:
     rows = table[table["other"] == measured.adapted]
     found, none = rows[rows["verdict"] == "difference"], rows[rows["verdict"] != "difference"]
     facts: Facts = {"n": len(rows), "found": len(found), "texts": int(rows["n"].max())}
-    form = "Of {n:#question/questions} put to the pair over up to {texts:#text/texts}, {found:#finds/find} a difference"
+    finding = "{found:#finds/find} a difference" if len(found) else "none finds a difference"
+    form = "Of {n:#question/questions} put to the pair over up to {texts:#text/texts}, " + finding
     if len(found):
         form += " ({which})"
         facts["which"] = tuple(
@@ -263,27 +264,6 @@ def tested(measured: Measured) -> Sentence | None:
         form += "; no difference found in: {none}"
         facts["none"] = tuple(none["asked"])
     return Sentence(form + ".", facts)
-
-
-def highest_words(measured: Measured) -> Sentence | None:
-    """The word of the first text that each method ranks highest, by model."""
-    parts = []
-    for label in measured.pair:
-        tops = []
-        for method in measured.study.methods:
-            rows = measured.certified("word_scores", method)
-            if len(rows):
-                rows = rows[rows["is_word"] & (rows["model"] == label) & (rows["text"] == measured.headline)]
-            rows = rows.dropna(subset="score") if len(rows) else rows
-            if len(rows):
-                top = rows.sort_values("score").iloc[-1]
-                facts = {"word": top["word"], "score": top["score"], "unit": top["unit"], "method": method_name(method)}
-                tops.append(Sentence("“{word}” by {method} ({score:.3g} {unit})", facts))
-        if tops:
-            parts.append(Sentence("under {label} {tops}", {"label": label, "tops": tuple(tops)}))
-    if not parts:
-        return None
-    return Sentence("Highest on “{text}”: {parts}.", {"text": measured.study.texts[0].text, "parts": tuple(parts)})
 
 
 def between_models(measured: Measured) -> Sentence | None:
@@ -302,3 +282,17 @@ def between_models(measured: Measured) -> Sentence | None:
         "Rank correlation of {base} with {other} over the words of a text, averaged over texts: {parts}.",
         {"base": measured.base, "other": measured.adapted, "parts": parts},
     )
+
+
+ALL: tuple[Observation, ...] = (
+    one_model,
+    largest_differences,
+    real_differences,
+    tested,
+    controls,
+    pieces,
+    answers,
+    convergence,
+    original_setting,
+    between_models,
+)

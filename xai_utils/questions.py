@@ -110,18 +110,26 @@ def units(measured: Measured) -> dict[str, str]:
 
 
 def tests(measured: Measured) -> pd.DataFrame:
-    """One row a question and other model: paired over units, corrected over all rows. Empty for one model."""
-    values = measures(measured)
-    values["unit"] = values["text"].map(units(measured))
+    """One row a question and other model, paired over units, corrected over all questions put to one pair.
+
+    Empty for one model.
+    """
+    others = [label for label in measured.labels if label != measured.base]
+    asked = measures(measured)
+    found = [corrected(table) for table in (_paired(measured, asked, other) for other in others) if len(table)]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def _paired(measured: Measured, asked: pd.DataFrame, other: str) -> pd.DataFrame:
     rows = []
-    for other in [label for label in measured.labels if label != measured.base]:
-        for name, part in values[values["model"].isin([measured.base, other])].groupby("question", sort=False):
-            both = part.pivot_table(index="text", columns="model", values="value").dropna()
-            if not {measured.base, other} <= set(both.columns) or both.empty:
-                continue
-            paired = both.groupby(both.index.map(units(measured))).mean()
-            found = paired_test(paired[measured.base].tolist(), paired[other].tolist(), measured.study.seed)
-            means = {"mean_base": paired[measured.base].mean(), "mean_other": paired[other].mean()}
-            keys = {"study": measured.study.name, "question": name, "base": measured.base, "other": other}
-            rows.append(keys | {"asked": QUESTIONS[str(name)][0]} | means | found)
-    return corrected(pd.DataFrame(rows)) if rows else pd.DataFrame()
+    unit = units(measured)
+    for name, part in asked[asked["model"].isin([measured.base, other])].groupby("question", sort=False):
+        both = part.pivot_table(index="text", columns="model", values="value").dropna()
+        if len(both.columns) < 2 or both.empty:
+            continue
+        paired = both.groupby(both.index.map(unit)).mean()
+        keys = {"study": measured.study.name, "question": name, "base": measured.base, "other": other}
+        means = {"mean_base": paired[measured.base].mean(), "mean_other": paired[other].mean()}
+        test = paired_test(paired[measured.base].tolist(), paired[other].tolist(), measured.study.seed)
+        rows.append(keys | {"asked": QUESTIONS[str(name)][0]} | means | test)
+    return pd.DataFrame(rows)

@@ -1,0 +1,134 @@
+"""What the tables say of methods and of attention, one function a thing: `observation(measured) -> Sentence | None`."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from xai_utils.measured import Measured
+from xai_utils.observations import Observation, method_name
+from xai_utils.sentences import Sentence
+
+HALF = 0.5
+
+
+def highest_words(measured: Measured) -> Sentence | None:
+    """The word of the first text that each method ranks highest, by model."""
+    parts = []
+    for label in measured.pair:
+        tops = []
+        for method in measured.study.methods:
+            rows = measured.certified("word_scores", method)
+            if len(rows):
+                rows = rows[rows["is_word"] & (rows["model"] == label) & (rows["text"] == measured.headline)]
+            rows = rows.dropna(subset="score") if len(rows) else rows
+            if len(rows):
+                top = rows.sort_values("score").iloc[-1]
+                facts = {"word": top["word"], "score": top["score"], "unit": top["unit"], "method": method_name(method)}
+                tops.append(Sentence("“{word}” by {method} ({score:.3g} {unit})", facts))
+        if tops:
+            parts.append(Sentence("under {label} {tops}", {"label": label, "tops": tuple(tops)}))
+    if not parts:
+        return None
+    return Sentence("Highest on “{text}”: {parts}.", {"text": measured.study.texts[0].text, "parts": tuple(parts)})
+
+
+def closest_methods(measured: Measured) -> Sentence | None:
+    """Which two methods rank words most alike, and which least, in rank correlation over texts and models."""
+    table = measured.table("agreement")
+    if table.empty:
+        return None
+    rows = table[table["model"].isin(measured.pair) & (table["method_a"] != table["method_b"])]
+    means = rows.groupby(["method_a", "method_b"])["spearman"].mean().dropna().sort_values()
+    if means.empty:
+        return None
+    (first, second), (low_a, low_b) = means.index[-1], means.index[0]
+    facts = {"a": method_name(first), "b": method_name(second), "high": means.iloc[-1]}
+    if len(means) == 1:
+        return Sentence("The ranks of {a} and {b} correlate by {high:.2f} on average.", facts)
+    facts |= {"c": method_name(low_a), "d": method_name(low_b), "low": means.iloc[0]}
+    return Sentence(
+        "Of all methods {a} and {b} rank the words most alike (a rank correlation of {high:.2f} on average), {c} and "
+        "{d} least ({low:.2f}).",
+        facts,
+    )
+
+
+def deletion_tests(measured: Measured) -> pd.DataFrame:
+    """The table `faithfulness` in the study's own setting: a row a model, text, method and deletion baseline."""
+    table = measured.table("faithfulness")
+    if table.empty:
+        return table
+    own = [measured.chosen("faithfulness", method) for method in table["method"].unique()]
+    rows = pd.concat([part for part in own if len(part)])
+    return rows[rows["comprehensiveness_beats_random"].notna() & rows["model"].isin(measured.pair)]
+
+
+def faithful(measured: Measured) -> Sentence | None:
+    """The method whose words matter most when they are taken away, a model."""
+    rows = deletion_tests(measured)
+    parts = []
+    for label in measured.pair if len(rows) else []:
+        means = rows[rows["model"] == label].groupby("method")["comprehensiveness"].mean()
+        if means.empty:
+            continue
+        best = rows[(rows["model"] == label) & (rows["method"] == means.idxmax())]
+        facts = {
+            "label": label,
+            "method": method_name(str(means.idxmax())),
+            "drop": best["comprehensiveness"].mean(),
+            "random": best["comprehensiveness_random"].mean(),
+            "unit": str(best["unit"].iloc[0]),
+            "k": int(best["comprehensiveness_beats_random"].sum()),
+            "n": len(best),
+        }
+        parts.append(
+            Sentence(
+                "under {label} {method}, by {drop:.2f} {unit} against {random:.2f} in random orders, better than "
+                "nearly all of them in {k} of {n:#test/tests}",
+                facts,
+            )
+        )
+    if not parts:
+        return None
+    return Sentence("Words taken away lower the target most in the order of: {parts}.", {"parts": tuple(parts)})
+
+
+def unfaithful(measured: Measured) -> Sentence | None:
+    """Methods that beat random orders in no more than half of their tests, or that there are none."""
+    rows = deletion_tests(measured)
+    rows = rows[rows["method"].isin(measured.study.methods)] if len(rows) else rows
+    if rows.empty:
+        return None
+    beats = rows.groupby("method", sort=False)["comprehensiveness_beats_random"].agg(["sum", "size"])
+    weak = beats[beats["sum"] <= beats["size"] * HALF].sort_values("sum", kind="stable")
+    if weak.empty:
+        return Sentence(
+            "All {n} methods beat random orders in more than half of their deletion tests.", {"n": len(beats)}
+        )
+    parts = tuple(
+        Sentence("{name} ({k} of {n})", {"name": method_name(str(name)), "k": int(k), "n": int(n)})
+        for name, k, n in weak.itertuples()
+    )
+    return Sentence(
+        "{weak} of {n} methods beat random orders in no more than half of their deletion tests: {parts}.",
+        {"weak": len(weak), "n": len(beats), "parts": parts},
+    )
+
+
+def sinks(measured: Measured) -> Sentence | None:
+    """How many heads give most of their attention to the first position."""
+    table = measured.table("attention_heads")
+    if table.empty:
+        return None
+    means = table[table["model"].isin(measured.pair)].groupby(["model", "layer", "head"])["sink"].mean()
+    parts = tuple(
+        Sentence(
+            "{k} of {n} heads under {label}",
+            {"k": int((means[label] > HALF).sum()), "n": len(means[label]), "label": label},
+        )
+        for label in measured.pair
+    )
+    return Sentence("More than half of the attention goes to the first position in {parts}.", {"parts": parts})
+
+
+ALL: tuple[Observation, ...] = (highest_words, closest_methods, faithful, unfaithful, sinks)

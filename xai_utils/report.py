@@ -1,0 +1,250 @@
+"""Tables -> report: a Hugo page with its figures beside it, every number, rank and direction computed.
+
+The template holds headings and what a method is; sentences with a number come from observations.py and claims.py, and
+the template is rendered so that whatever is not a finished sentence or table is escaped as text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from xai_utils import claims, observations, observed_methods, site
+from xai_utils.explain import METHODS
+from xai_utils.formats import to_markdown
+from xai_utils.limits import limits
+from xai_utils.measured import IG, ORIGINAL, Measured, measured
+from xai_utils.plots import alt_text
+from xai_utils.results import folders, rounded, write_text, write_whole
+from xai_utils.sentences import Sentence, escape
+from xai_utils.study import ROOT, Study
+
+TEMPLATES = ROOT / "report" / "template"
+LARGEST = 8  # rows of a table of differences
+
+
+class Finished(str):
+    """Markdown that is not to be escaped again."""
+
+
+def build(study: Study) -> Path:
+    """Write the report of a study, and the site beside it; returns the page.
+
+    Raises UserError when the notebooks have written no scores or no figures yet.
+    """
+    found = measured(study)
+    place = folders(study)
+    figures = Figures(place.figs)
+    text = render(found, figures)
+    shutil.rmtree(place.blog / "figs", ignore_errors=True)
+    for name in sorted(figures.used):
+        write_whole(place.blog / "figs" / name, partial(shutil.copyfile, place.figs / name))
+    page = write_text(place.blog / "index.md", text)
+    site.build(study)
+    return page
+
+
+def render(found: Measured, figures: Figures) -> str:
+    """The page as Markdown with its front matter."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        finalize=_finished,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    said = {observation.__name__: observation(found) for observation in observations.ALL + observed_methods.ALL}
+    text = environment.get_template("index.md.j2").render(
+        title=json.dumps(title(found).plain, ensure_ascii=False).translate({ord("{"): "\\u007b"}),
+        heading=title(found),
+        found=found,
+        said=said,
+        verdicts=Finished(to_markdown(verdict_table(found))),
+        tables={name: Finished(to_markdown(table)) for name, table in tables(found).items() if len(table)},
+        figure=figures.show,
+        raw=lambda label: Finished(fenced(raw_scores(found, label))),
+        limits=limits(found),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _finished(value: Any) -> str:
+    """What the template prints: sentences and finished Markdown as they are, all else escaped."""
+    if isinstance(value, Sentence | Finished):
+        return str(value)
+    return escape(str(value))
+
+
+def title(found: Measured) -> Sentence:
+    if found.adapted is None:
+        return Sentence("What {label} looks at, and how far that can be trusted", {"label": found.base})
+    return Sentence(
+        "What changed between {base} and {other}, and how far the answer can be trusted",
+        {"base": found.base, "other": found.adapted},
+    )
+
+
+@dataclass
+class Figures:
+    """The figures of a study, found by kind and model; remembers which ones a page shows."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.used: set[str] = set()
+
+    def show(self, kind: str, label: str, caption: Sentence | str = "") -> Finished:
+        """A figure with its alt text and caption, as Markdown; nothing where the study has no such figure."""
+        names = sorted(path.name for path in self.folder.glob(f"[0-9][0-9]_{kind}_{label}.png"))
+        if not names:
+            return Finished("")
+        self.used.add(names[0])
+        alt = escape(alt_text(self.folder / names[0]))
+        under = f"  \n*{_finished(caption)}*" if caption else ""
+        return Finished(f"![{alt}](figs/{names[0]}){under}\n")
+
+
+# ---- tables of the page
+
+
+def tables(found: Measured) -> dict[str, pd.DataFrame]:
+    """The tables that the page prints, by name; one that there is nothing for is empty."""
+    return {
+        "models": models_table(found),
+        "texts": texts_table(found),
+        "methods": methods_table(found),
+        "settings": settings_table(found),
+        "differences": differences_table(found),
+        "questions": questions_table(found),
+        "leaderboard": found.table("leaderboard"),
+        "agreement": agreement_table(found),
+    }
+
+
+def models_table(found: Measured) -> pd.DataFrame:
+    rows = [
+        {
+            "label": entry.label,
+            "role": entry.role,
+            "model": entry.model,
+            "adapter": entry.adapter,
+            "rows": entry.rows,
+            "precision": entry.dtype,
+        }
+        for entry in found.study.models
+    ]
+    return pd.DataFrame(rows).dropna(axis=1, how="all")
+
+
+def texts_table(found: Measured) -> pd.DataFrame:
+    columns = ("id", "language", "group", "text", "answer")
+    return pd.DataFrame([{name: getattr(text, name) for name in columns} for text in found.study.texts])
+
+
+def methods_table(found: Measured) -> pd.DataFrame:
+    rows = [{"method": observations.method_name(name), "what it is": METHODS[name].description} for name in METHODS]
+    used = {observations.method_name(name) for name in found.study.methods}
+    return pd.DataFrame([row for row in rows if row["method"] in used])
+
+
+def settings_table(found: Measured) -> pd.DataFrame:
+    study = found.study
+    names = ["prefix", "target", "baseline", "keep_sink", "tolerance", "budget"]
+    names += ["max_tokens", "normalisation", "steps", "draws", "sigma", "seed"]
+    return pd.DataFrame([{"setting": name.replace("_", " "), "value": str(getattr(study, name))} for name in names])
+
+
+def differences_table(found: Measured) -> pd.DataFrame:
+    """The largest differences of integrated gradients over all texts, real ones first."""
+    rows = observations.pair_rows(found)
+    if rows.empty:
+        return rows
+    rows = rows.assign(counts=observations.real(rows), size=rows["difference"].abs())
+    rows = rows.sort_values(["counts", "size"], ascending=False, kind="stable").head(LARGEST)
+    columns = ["text", "word", "pieces_base", "pieces_other", "score_base", "score_other", "difference", "floor"]
+    return rows[[*columns, "counts"]]
+
+
+def questions_table(found: Measured) -> pd.DataFrame:
+    table = found.table("questions")
+    columns = ["asked", "other", "n", "mean_base", "mean_other", "difference", "low", "high", "dz", "p_adjusted"]
+    return table[[*columns, "verdict"]] if len(table) else table
+
+
+def agreement_table(found: Measured) -> pd.DataFrame:
+    """Mean rank correlation and overlap of every two methods, by model."""
+    table = found.table("agreement")
+    if table.empty:
+        return table
+    means = table.groupby(["method_a", "method_b", "model"], sort=False)[["spearman", "top_k_overlap"]].mean()
+    named = means.rename(columns={"spearman": "rank correlation", "top_k_overlap": "overlap of the highest"})
+    return named.reset_index().replace({"method_a": "_", "method_b": "_"}, " ", regex=True)
+
+
+def verdict_table(found: Measured) -> pd.DataFrame:
+    """Claims of the original study with their verdicts; sentences are finished Markdown already."""
+    rows = [
+        {"the original says": verdict.claim, "here": Sentence(f"**{verdict.outcome}**"), "because": verdict.because}
+        for verdict in claims.verdicts(found)
+    ]
+    return pd.DataFrame(rows)
+
+
+# ---- raw scores
+
+
+def raw_scores(found: Measured, label: str) -> dict[str, Any]:
+    """Token scores and completeness error of one model on the first text, in the study's setting and the original's."""
+    content: dict[str, Any] = {}
+    for name in (IG, ORIGINAL):
+        rows = found.chosen("attributions", name)
+        proofs = found.chosen("certificates", name)
+        if rows.empty or proofs.empty:
+            continue
+        rows, proofs = (part[(part["model"] == label) & (part["text"] == found.headline)] for part in (rows, proofs))
+        if rows.empty or proofs.empty:
+            continue
+        proof = proofs.iloc[0]
+        pairs = zip(rows["token"], rows["score"].astype(object).where(rows["score"].notna(), None), strict=True)
+        content[name] = {
+            "target": proof["target"],
+            "target_text": proof["target_text"],
+            "baseline": proof["baseline"],
+            "scores": [list(pair) for pair in pairs],
+            "delta": float(proof["delta"]),
+            "relative_delta": float(proof["relative_delta"]),
+            "converged": bool(proof["converged"]),
+        }
+    return dict(rounded(content))
+
+
+def fenced(content: Any) -> str:
+    """JSON in a code block that neither a run of backticks nor two braces inside it can leave; a score pair a line.
+
+    >>> print(fenced({"a": {"scores": [["```{{", 1.5]], "converged": True}}))
+    ```json
+    {
+     "a": {
+      "scores": [
+       ["\\u0060\\u0060\\u0060{\\u007b", 1.5]
+      ],
+      "converged": true
+     }
+    }
+    ```
+    """
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    pairs = [item for part in content.values() for item in part["scores"]]
+    for pair in pairs:
+        long = json.dumps(pair, ensure_ascii=False, indent=1).replace("\n", "\n   ")
+        text = text.replace(long, json.dumps(pair, ensure_ascii=False), 1)
+    return "```json\n" + text.replace("`", "\\u0060").replace("{{", "{\\u007b") + "\n```"

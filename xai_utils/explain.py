@@ -131,22 +131,25 @@ class Explainer:
         line, model = method_named(method), self.models[label]
         chosen = {name: getattr(self.study, name) for name in line.settings if hasattr(self.study, name)}
         chosen |= line.fixed | settings
-        file = self._cache_file(model, case, goal, line, chosen)
+        file = self.cache_file(model, case, goal, line.function, chosen)
         if file.exists():
             return _from_json(json.loads(file.read_text(encoding="utf-8")))
         found = dataclasses.replace(line.function(model, case, goal, **chosen), method=method)
         results.write_text(file, json.dumps(_to_json(found), ensure_ascii=False))
         return found
 
-    def _cache_file(self, model: LoadedModel, case: Case, target: Target, line: Method, settings: Any) -> Path:
+    def cache_file(
+        self, model: LoadedModel, case: Case, target: Target, function: Callable[..., Any], settings: Any
+    ) -> Path:
+        """Where the result of `function` on one case is kept: a name made of all that it depends on, code included."""
         reference = model.mean_embedding.float().cpu().numpy().tobytes()
         parts = {
             "model": [model.revision, model.entry.dtype, model.device.type, hashlib.sha256(reference).hexdigest()],
             "case": [case.text, case.ids, [(word.start, word.end) for word in case.words]],
             "target": dataclasses.asdict(target),
-            "method": [line.function.__name__, settings],
+            "method": [function.__name__, settings],
             "versions": results.versions(),
-            "code": code_version(line.function.__module__),
+            "code": code_version(function.__module__),
         }
         name = results.key(parts)
         return self.folders.cache / name[:2] / f"{name}.json"

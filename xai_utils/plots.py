@@ -93,7 +93,7 @@ def readable(text: str, longest: int = LONGEST) -> str:
 def centred(values: Any) -> Normalize:
     """A colour scale with zero in its middle, also for values that are all zero or not there.
 
-    >>> centred([-1.0, 3.0, float("nan")])(0.0), centred([0.0])(0.0)
+    >>> float(centred([-1.0, 3.0, float("nan")])(0.0)), float(centred([0.0])(0.0))
     (0.5, 0.5)
     """
     finite = np.abs(np.asarray(values, dtype=float))

@@ -61,8 +61,8 @@ class PathView:
         narrow = np.diff(self.edges).min()
         return (
             f"{self.title}: the cumulative attribution ends at {self.cumulative[-1]:.3g} {self.unit}, "
-            f"F(x) - F(baseline) is {wanted:.3g}; {len(self.nodes[0])} nodes, shortest piece 1/{1 / narrow:.0f} of the path; "
-            f"{self.certificate.verdict}."
+            f"F(x) - F(baseline) is {wanted:.3g}; {len(self.nodes[0])} nodes, "
+            f"shortest piece 1/{1 / narrow:.0f} of the path; {self.certificate.verdict}."
         )
 
 
@@ -79,7 +79,7 @@ def paths(views: Sequence[PathView], title: str = "") -> Figure:
         for view, (above, below) in zip(views, grid.T, strict=True):
             _draw_path(above, view)
             _draw_pieces(below, view)
-        grid[0, 0].legend(loc="best", fontsize=8)
+            above.legend(loc="best", fontsize=8)
         if title:
             fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
     return fig

@@ -50,7 +50,7 @@ class Unit:
     text: str
     start: int | None
     end: int | None
-    tokens: tuple[int, ...]  # positions with a share in this unit
+    tokens: tuple[int, ...]  # positions with a share in this unit; none where the tokenizer drops the word
     is_word: bool
 
 
@@ -156,7 +156,15 @@ def units(case: Case) -> list[Unit]:
     for position in np.flatnonzero(weights.sum(1) == 0):
         token = case.tokens[position]
         rows.append(Unit(token.label, token.start, token.end, (int(position),), False))
-    return sorted(rows, key=lambda unit: (unit.tokens[0], unit.start or 0))
+    return sorted(rows, key=lambda unit: (_place(unit, case), unit.start or 0))
+
+
+def _place(unit: Unit, case: Case) -> int:
+    """The first token of a unit; for a word that no token covers, since its tokenizer drops it, the next one's."""
+    if unit.tokens:
+        return unit.tokens[0]
+    behind = (i for i, token in enumerate(case.tokens) if token.start is not None and token.start >= (unit.start or 0))
+    return next(behind, len(case.tokens))
 
 
 def _shares(case: Case) -> np.ndarray:
@@ -206,7 +214,7 @@ def prepare(model: LoadedModel, entry: TextEntry, study: Study) -> Case:
         Token(i, label, None, None, "special") if span is None else Token(i, label, span[0], span[1], "text")
         for i, label, span in zip(ids, labels, spans, strict=True)
     )
-    reach = max((span[1] for span in spans if span), default=0)
+    reach = max((span[1] for span in spans if span), default=0) if cut else len(text)
     case = Case(
         study=study.name,
         text_id=entry.id,

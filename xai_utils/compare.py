@@ -6,6 +6,7 @@ certified baselines. Over a study the unit is the text, not the word: words of o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,9 @@ STANDARD_ERRORS = 1.96  # a sampled score is known to about two standard errors,
 
 def certified(scores: pd.DataFrame, certificates: pd.DataFrame) -> pd.DataFrame:
     """The rows of a score table without those whose certificate did not converge."""
-    failed = certificates.loc[~certificates["converged"], CASE]
+    if certificates.empty:
+        return scores
+    failed = certificates.loc[~certificates["converged"].astype(bool), CASE].drop_duplicates()
     marked = scores.merge(failed, on=CASE, how="left", indicator="_found")
     return marked[marked["_found"] == "left_only"].drop(columns="_found").reset_index(drop=True)
 
@@ -36,14 +39,14 @@ def differences(
     certified baseline of that method and text (at least two of them; with fewer it is missing).
     """
     pairs = side_by_side(certified(word_scores, certificates), base, other)
-    proven = set(certificates["method"])
+    proven = set() if certificates.empty else set(certificates["method"])
     pairs["difference"] = pairs["score_other"] - pairs["score_base"]
     width = np.where(pairs["method"].isin(proven), 1.0, STANDARD_ERRORS)
     pairs["floor"] = width * np.hypot(pairs["error_base"], pairs["error_other"])
     pairs["beyond_floor"] = pairs["difference"].abs() > pairs["floor"]
     place = [*PLACE, "target", "target_text", "method", "sink"]
     signs = pairs.groupby(place, dropna=False)["difference"].agg(_one_sign)
-    here = pairs[(pairs["baseline"] == baseline) | ~pairs["method"].isin(_with_choice(pairs))]
+    here = pairs[(pairs["baseline"] == baseline) | ~pairs["method"].isin(_with_choice(word_scores))]
     stable = here.merge(signs.rename("sign_stable").reset_index(), on=place, how="left")
     front = ["study", "text", "base", "other", "target", "target_text", "method", "baseline", "sink", "unit"]
     rest = ["word", "start", "end", "pieces_base", "pieces_other", "score_base", "score_other", "difference", "floor"]
@@ -54,8 +57,9 @@ def _one_sign(values: pd.Series) -> Any:
     return pd.NA if len(values) < 2 else bool((np.sign(values) == np.sign(values.iloc[0])).all())
 
 
-def _with_choice(pairs: pd.DataFrame) -> set[str]:
-    counted = pairs.groupby("method")["baseline"].nunique()
+def _with_choice(word_scores: pd.DataFrame) -> set[str]:
+    """The methods that were run at several baselines, whether or not these converged."""
+    counted = word_scores.groupby("method")["baseline"].nunique()
     return set(counted[counted > 1].index)
 
 
@@ -88,16 +92,21 @@ def paired_test(base: ArrayLike, other: ArrayLike, seed: int = 0) -> dict[str, f
     change = change[~np.isnan(change)]
     mean = float(change.mean()) if len(change) else np.nan
     low, high = interval(change, seed=seed)
-    deviation = change.std(ddof=1) if len(change) > 1 else np.nan
-    moved = len(change) > 1 and deviation > 0
+    moved = len(change) > 1 and bool(change.any())
+    deviation = change.std(ddof=1) if moved else np.nan
     return {
         "n": len(change),
         "difference": mean,
         "low": low,
         "high": high,
         "p": float(stats.wilcoxon(change).pvalue) if moved else 1.0,
-        "dz": float(mean / deviation) if moved else 0.0,
+        "dz": _ratio(mean, deviation) if moved else 0.0,
     }
+
+
+def _ratio(mean: float, deviation: float) -> float:
+    """mean / deviation, infinite where every text changed by the same amount."""
+    return float(mean / deviation) if deviation > 0 else math.copysign(math.inf, mean)
 
 
 def interval(values: ArrayLike, statistic: Callable[..., Any] = np.mean, seed: int = 0) -> tuple[float, float]:

@@ -68,17 +68,21 @@ class Measured:
         found = self.chosen("word_scores", method)
         return found[found["is_word"]] if len(found) else found
 
+    def explained(self, name: str) -> pd.DataFrame:
+        """A table's rows at the target that the study names for each text, without views of other targets."""
+        table = self.table(name)
+        goals = {text.id: text.target or self.study.target for text in self.study.texts}
+        return table[table["target"] == table["text"].map(goals)] if len(table) else table
+
     def chosen(self, name: str, method: str, sink: str | None = None) -> pd.DataFrame:
         """A table's rows of one method at the study's target, baseline and sink, where the method has such a choice.
 
         `sink` (kept, moved) takes the rows of that one instead, which may be none.
         """
-        table = self.table(name)
+        table = self.explained(name)
         if table.empty or method not in set(table["method"]):
             return pd.DataFrame(columns=table.columns)
         rows = table[table["method"] == method]
-        goals = {text.id: text.target or self.study.target for text in self.study.texts}
-        rows = rows[rows["target"] == rows["text"].map(goals)]
         if sink is not None:
             rows = rows[rows["sink"] == sink]
         for column, own in (("baseline", self.study.baseline), ("sink", "kept" if self.study.keep_sink else "moved")):

@@ -1,0 +1,106 @@
+"""What notebook 05 computes for a whole study: highest words, deletion tests, and every model beside the base.
+
+The measures are those of evaluate.py, faithfulness.py and compare.py; here they are put to all cases of a study.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from xai_utils.compare import differences
+from xai_utils.evaluate import leaderboard, one_setting
+from xai_utils.explain import Explainer, progress
+from xai_utils.faithfulness import faithfulness
+from xai_utils.measured import Measured
+from xai_utils.observations import method_name
+from xai_utils.results import write_text
+
+TOP = 3
+
+
+def highest(measured: Measured, text: str, k: int = TOP) -> pd.DataFrame:
+    """The `k` highest words of one text, a row a method, a column a model; certified scores alone."""
+    rows = []
+    for method in measured.study.methods:
+        found = measured.certified("word_scores", method)
+        found = found[(found["text"] == text) & found["is_word"].astype(bool)].dropna(subset="score")
+        for label, part in found.groupby("model", sort=False):
+            top = part.sort_values("score", ascending=False, kind="stable")["word"].head(k)
+            rows.append({"method": method_name(method), "model": label, "words": " · ".join(top)})
+    if not rows:
+        return pd.DataFrame(columns=["method", *measured.labels])
+    wide = pd.DataFrame(rows).pivot(index="method", columns="model", values="words")
+    order = [method_name(method) for method in measured.study.methods]
+    return wide.reindex([name for name in order if name in wide.index])[
+        [label for label in measured.labels if label in wide]
+    ].reset_index()
+
+
+def deletion_tests(book: Explainer, word_scores: pd.DataFrame) -> pd.DataFrame:
+    """Table `faithfulness` of a study: every case at every deletion baseline, methods in their main setting.
+
+    Cached by content, as attributions are: model, text, target, scores and code.
+    """
+    scores = one_setting(word_scores, book.study.baseline)
+    jobs = [(label, entry.id) for label in book.models for entry in book.study.texts]
+    return pd.concat([_tested(book, scores, *job) for job in progress(jobs, "deleting")], ignore_index=True)
+
+
+def _tested(book: Explainer, scores: pd.DataFrame, label: str, text: str) -> pd.DataFrame:
+    model, case, target = book.models[label], book.case(label, text), book.target(label, text)
+    wanted = (scores["model"] == label) & (scores["text"] == text) & (scores["target"] == target.kind)
+    rows = scores[wanted & (scores["target_text"] == target.text)]
+    deletions, seed = book.study.deletions, book.study.seed
+    content = rows[["method", "baseline", "sink", "word", "score"]].to_json(orient="values", double_precision=12)
+    file = book.cache_file(model, case, target, faithfulness, [deletions, seed, content])
+    if not file.exists():
+        found = faithfulness(model, case, target, rows, deletions, seed=seed)
+        write_text(file, found.to_json(orient="table", index=False, double_precision=15, force_ascii=False))
+    table = json.loads(file.read_text(encoding="utf-8"))
+    types = {"comprehensiveness_beats_random": "boolean", "sufficiency_beats_random": "boolean"}
+    return pd.DataFrame(table["data"], columns=[field["name"] for field in table["schema"]["fields"]]).astype(types)
+
+
+def leaderboards(measured: Measured) -> pd.DataFrame:
+    """Table `leaderboard`: methods by faithfulness, one list a model and deletion baseline, best mean rank first."""
+    table = measured.table("faithfulness")
+    found = []
+    for label in measured.labels:
+        board = leaderboard(table[table["model"] == label], measured.study.seed)
+        role = next(model.role for model in measured.study.models if model.label == label)
+        keys = {"study": measured.study.name, "model": label, "role": role, "unit": " or ".join(table["unit"].unique())}
+        found.append(pd.concat([pd.DataFrame([keys] * len(board)), board], axis=1))
+    return pd.concat(found, ignore_index=True)
+
+
+def beside_base(measured: Measured) -> pd.DataFrame:
+    """Table `difference`: every other model beside the base, on texts that have an answer; empty for one model.
+
+    Without an answer each model is asked about its own next token, and two events cannot be subtracted.
+    """
+    answered = {text.id for text in measured.study.texts if text.answer is not None}
+    scores = measured.explained("word_scores")
+    scores = scores[scores["text"].isin(answered)]
+    if scores.empty:
+        return pd.DataFrame()
+    others = [label for label in measured.labels if label != measured.base]
+    found = [
+        differences(scores, measured.table("certificates"), measured.base, other, measured.study.baseline)
+        for other in others
+    ]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def not_comparable(measured: Measured) -> pd.DataFrame:
+    """Texts, a row each, that no difference can be taken on, and why."""
+    rows: list[dict[str, object]] = [
+        {"text": text.id, "why": "no answer: each model's own next token is another event"}
+        for text in measured.study.texts
+        if text.answer is None
+    ]
+    failed = measured.failed
+    for row in failed[failed["method"] == "integrated_gradients"].itertuples() if len(failed) else []:
+        rows.append({"text": row.text, "why": f"not converged under {row.model} at the {row.baseline} baseline"})
+    return pd.DataFrame(rows, columns=["text", "why"])

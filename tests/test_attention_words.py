@@ -41,10 +41,10 @@ def test_words_average_queries_and_sum_keys():
     for i in range(len(case.tokens)):
         for j in range(len(case.tokens)):
             expected += shares[i, query] * weights[1, 2, i, j] * shares[j, key]
-    assert found.weights[1, 2, 3, 1] == pytest.approx(expected / shares[:, query].sum(), rel=1e-6)
+    assert found.weights[1, 2, 3, 2] == pytest.approx(expected / shares[:, query].sum(), rel=1e-6)
     start = [i for i in range(len(case.tokens)) if shares[i, query]]
-    assert found.weights[1, 2, 3, -2] == pytest.approx(weights[1, 2, start, 0].mean(), rel=1e-6)
-    assert found.columns[-2:] == ("‹start›", "‹other›") and (found.weights[..., -1] == 0).all()
+    assert found.weights[1, 2, 3, 0] == pytest.approx(weights[1, 2, start, 0].mean(), rel=1e-6)
+    assert found.columns == ("‹start›", *found.words, "‹other›") and (found.weights[..., -1] == 0).all()
 
 
 def test_white_space_and_chat_end_are_gathered_in_other():
@@ -101,8 +101,8 @@ def test_floor_gathers_words_that_are_not_shared():
 
     def row(attention, word, dropped):
         weights = attention.weights[1, 3, word]
-        kept = [value for index, value in enumerate(weights[:-1]) if index not in dropped]
-        return [*kept, weights[-1] + weights[dropped].sum()]
+        kept = [value for column, value in enumerate(weights[:-1]) if column - 1 not in dropped]
+        return [*kept, weights[-1] + sum(weights[word + 1] for word in dropped)]
 
     def mean(first, second, pairs, drops):
         return np.mean([jensenshannon(row(first, i, drops[0]), row(second, j, drops[1])) ** 2 for i, j in pairs])
@@ -130,7 +130,7 @@ def test_words_that_repeat_are_matched_in_order():
 def test_what_cannot_be_compared_is_said_in_one_line():
     model = tiny_loaded("llama")
     text = word_attention(model, case_of(model, TEXT))
-    shorter = replace(text, words=text.words[:-1], weights=text.weights[:, :, :-1])
+    shorter = replace(text, words=text.words[:-1], weights=text.weights[:, :, :-1, :-1])
     with pytest.raises(UserError, match="reads 6 words of it and 'tiny' 5"):
         attention_change(text, shorter)
     with pytest.raises(UserError, match="has 2 x 4 heads and 'tiny' 1 x 4"):

@@ -27,7 +27,7 @@ START, OTHER = "‹start›", "‹other›"  # what stands in front of the text,
 
 @dataclass(frozen=True)
 class WordAttention:
-    """Attention from each word (row) to `columns`: all words, then START and OTHER; rows sum to 1."""
+    """Attention from each word (row) to `columns`: START, all words, OTHER; rows sum to 1."""
 
     case: Case
     words: tuple[str, ...]
@@ -35,7 +35,7 @@ class WordAttention:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*self.words, START, OTHER)
+        return (START, *self.words, OTHER)
 
 
 def word_attention(model: LoadedModel, case: Case) -> WordAttention:
@@ -54,8 +54,8 @@ def word_attention(model: LoadedModel, case: Case) -> WordAttention:
 
     def reduce(layer: Layer) -> None:
         part = pool(layer.weights.double(), membership.to(layer.weights.device))[:, words].cpu().numpy()
-        gathered = [part[..., columns].sum(-1, keepdims=True) for columns in (start, other)]
-        found.append(np.concatenate([part[..., words], *gathered], -1))
+        front, rest = (part[..., columns].sum(-1, keepdims=True) for columns in (start, other))
+        found.append(np.concatenate([front, part[..., words], rest], -1))
 
     stream(model, case.ids, reduce)
     return WordAttention(case, tuple(rows[index].text for index in words), np.stack(found))
@@ -89,10 +89,9 @@ def shared_words(first: Sequence[str], second: Sequence[str]) -> tuple[list[int]
 def _restricted(attention: WordAttention, words: list[int]) -> Float[np.ndarray, "layer head word column"]:
     """Rows and columns of the given words alone; the other words' columns go to OTHER, so that rows keep their sum."""
     weights = attention.weights[:, :, words]
-    others = [index for index in range(len(attention.words)) if index not in words]
-    kept = weights[..., [*words, -2, -1]].copy()
-    kept[..., -1] += weights[..., others].sum(-1)
-    return kept
+    columns = [0, *(word + 1 for word in words)]
+    others = [column for column in range(weights.shape[-1]) if column not in columns]
+    return np.concatenate([weights[..., columns], weights[..., others].sum(-1, keepdims=True)], -1)
 
 
 def attention_change(

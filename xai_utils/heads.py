@@ -9,6 +9,8 @@ does not say what the head is for.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import torch
@@ -35,16 +37,17 @@ PROBE_DRAWS = 4
 def probe_ids(model: LoadedModel, seed: int = 0, length: int = PROBE_LENGTH) -> list[int]:
     """Token ids of the probe text: the model's document start, then `length` different random tokens, twice.
 
-    Special tokens are not drawn. Raises UserError for a vocabulary that is too small.
+    Special tokens and pieces of a character are not drawn. Raises UserError for a vocabulary that is too small.
     """
     special = set(model.tokenizer.all_special_ids) | set(model.tokenizer.added_tokens_decoder)
-    ordinary = [index for index in range(len(model.tokenizer)) if index not in special]
-    if len(ordinary) < length:
+    drawn = torch.randperm(len(model.tokenizer), generator=torch.Generator().manual_seed(seed)).tolist()
+    whole = (index for index in drawn if index not in special and "\ufffd" not in model.tokenizer.decode([index]))
+    tokens = list(itertools.islice(whole, length))
+    if len(tokens) < length:
         raise UserError(
-            f"{model.label}: {len(ordinary)} ordinary tokens; expected at least {length} for the probe text"
+            f"{model.label}: {len(tokens)} ordinary tokens; expected at least {length} for the probe text; "
+            "choose a model with a larger vocabulary"
         )
-    drawn = torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(seed))[:length].tolist()
-    tokens = [ordinary[index] for index in drawn]
     start = [model.tokenizer("a")["input_ids"][0] if model.document_start is None else model.document_start]
     return start + tokens + tokens
 

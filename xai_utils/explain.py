@@ -194,10 +194,26 @@ class Explainer:
 
     def write(self, methods: Iterable[str], part: str, **settings: Any) -> dict[str, pd.DataFrame]:
         """`tables`, also written as one part of the study's data."""
-        tables = self.tables(methods, **settings)
-        for name, table in tables.items():
-            results.write_table(table, self.study, name, part)
-        return tables
+        return self.store(part, self.tables(methods, **settings))
+
+    def store(self, part: str, *runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+        """Several runs of `tables` as one, written as one part of the study's data in place of what it held."""
+        joined = {name: pd.concat([run[name] for run in runs if len(run[name])] or [runs[0][name]]) for name in runs[0]}
+        for name, table in joined.items():
+            joined[name] = table.reset_index(drop=True)
+            results.write_table(joined[name], self.study, name, part)
+        return joined
+
+    def cached_table(
+        self, label: str, text: str, function: Callable[..., pd.DataFrame], **settings: Any
+    ) -> pd.DataFrame:
+        """The table that `function(model, case, target, **settings)` returns, from the cache where it is there."""
+        model, case, goal = self.models[label], self.case(label, text), self.target(label, text)
+        file = self.cache_file(model, case, goal, function, settings)
+        if not file.exists():
+            table = function(model, case, goal, **settings)
+            results.write_text(file, table.to_json(orient="table", index=False, double_precision=15, force_ascii=False))
+        return _frame(json.loads(file.read_text(encoding="utf-8"))["data"]).assign(**case.keys())
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

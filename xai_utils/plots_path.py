@@ -19,7 +19,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from xai_utils.attribution import FLOOR, Certificate, Piece
-from xai_utils.plots import INK, NOTHING, OPPOSES, SUPPORTS, annotate_below, figure, proof, readable, style
+from xai_utils.plots import (
+    INK,
+    LETTER,
+    NOTHING,
+    OPPOSES,
+    SUPPORTS,
+    annotate_below,
+    centred,
+    diverging,
+    figure,
+    proof,
+    readable,
+    style,
+)
 
 WIDTH = 5.2  # inches a path
 NAMED = 6  # words that a dose-response figure names; the others are grey
@@ -153,4 +166,37 @@ def dose_response(table: pd.DataFrame, title: str = "") -> Figure:
         fig.legend(*spread.get_legend_handles_labels(), loc="outside right upper", title="noise on")
         if title:
             fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
+    return fig
+
+
+def continuation(table: pd.DataFrame, certificates: pd.DataFrame, title: str = "") -> Figure:
+    """What each token of the prompt, and of the continuation so far, adds to each token that the model goes on with.
+
+    `table` and `certificates` are those of `Explainer.continuations` for one model. Rows are the generated tokens, grey
+    cells have no value (kept, or not yet written); a row that did not converge is hatched and says so.
+    """
+    matrix = table.pivot(index="step", columns="position", values="score")
+    last = table[table["step"] == table["step"].max()].sort_values("position")
+    steps = certificates.drop_duplicates("step").set_index("step")
+    names = [
+        readable(row.generated) + ("" if row.converged else " (not converged)")
+        for row in steps.loc[matrix.index].itertuples()
+    ]
+    width = 2.2 + 0.36 * matrix.shape[1] + LETTER * max(map(len, names))
+    height = 1.3 + 0.36 * len(matrix) + LETTER * max(len(readable(token)) for token in last["token"])
+    with style():
+        fig = figure(max(width, 5.0), height)
+        axes = fig.subplots()
+        mesh = axes.pcolormesh(np.ma.masked_invalid(matrix), cmap=diverging(), norm=centred(matrix), edgecolors="white")
+        axes.set_facecolor(NOTHING)
+        for place in np.flatnonzero(~steps.loc[matrix.index, "converged"].to_numpy(bool)):
+            axes.axhspan(place, place + 1, facecolor="none", edgecolor="#8c8c8c", hatch="/////", linewidth=0)
+        axes.invert_yaxis()
+        axes.set_yticks(np.arange(len(names)) + 0.5, names)
+        axes.set_xticks(np.arange(matrix.shape[1]) + 0.5, [readable(token) for token in last["token"]], rotation=90)
+        axes.tick_params(length=0)
+        axes.set_ylabel("generated")
+        fig.colorbar(mesh, ax=axes, label=f"score ({table['unit'].iloc[0]})", aspect=12, pad=0.02)
+        if title:
+            axes.set_title(readable(title, 10**6))
     return fig

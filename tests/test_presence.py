@@ -68,19 +68,31 @@ def test_another_model_shares_nothing():
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gemma2", "gemma3"])
-def test_batches_change_nothing(architecture):
+@pytest.mark.filterwarnings("ignore:.*cannot be continued")
+def test_batches_and_kept_prefixes_change_nothing(architecture, monkeypatch):
+    monkeypatch.setattr("xai_utils.target.TOKENS_PER_BATCH", 60)
     model = tiny_loaded(architecture)
     case, target = tiny_case(model, TEXT)
     objective = Objective(model, case, target)
-    noise = torch.randn(40, *objective.inputs.shape, generator=torch.Generator().manual_seed(0))
-    embeds = objective.inputs + 0.1 * noise
-    objective.batch = 7
-    values, own = evaluate(objective, 40, lambda rows: embeds[rows])
+    generator = torch.Generator().manual_seed(0)
+    since = torch.randint(len(case.tokens), (40,), generator=generator)
+    noise = 0.1 * torch.randn(40, *objective.inputs.shape, generator=generator)
+    later = torch.arange(len(case.tokens)) >= since[:, None]
+    embeds = objective.inputs + noise * later[..., None]
+    values, own = evaluate(objective, since.numpy(), lambda rows: embeds[rows])
     with torch.no_grad():
         logits = [model.model(inputs_embeds=row[None]).logits[0, -1] for row in embeds]
         alone = [objective(row[None]).item() for row in embeds]
     assert values == pytest.approx(alone, abs=1e-4)
     assert own.tolist() == [int(row.argmax()) for row in logits]
+    assert objective.reuses_prefix == (architecture not in ("gemma2", "gemma3"))
+
+
+def test_an_unknown_cache_is_said_and_whole_passes_are_made():
+    model = tiny_loaded("gemma2")
+    case, target = tiny_case(model, TEXT)
+    with pytest.warns(UserWarning, match="Gemma2ForCausalLM cannot be continued"):
+        assert not Objective(model, case, target).reuses_prefix
 
 
 def test_one_token_that_is_kept_leaves_nothing_to_ask():

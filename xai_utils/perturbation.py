@@ -179,7 +179,8 @@ def _shaken(objective: Objective, groups: Sequence[Positions], sigma: float, dra
                 embeds[place, position] += sigma * torch.from_numpy(noise[position][row % draws]).to(inputs)
         return embeds
 
-    values, own = evaluate(objective, len(groups) * draws + 1, build)
+    since = np.append(np.repeat([min(group) for group in groups], draws), len(inputs) - 1)
+    values, own = evaluate(objective, since, build)
     kept = (own[:-1] == own[-1]).reshape(len(groups), draws)
     return _Noisy(values[:-1].reshape(len(groups), draws), kept, float(values[-1]))
 

@@ -49,16 +49,20 @@ def players(case: Case, keep_sink: bool) -> list[Player]:
 
 
 def evaluate(
-    objective: Objective, count: int, build: Build
+    objective: Objective, since: Int[np.ndarray, " row"], build: Build
 ) -> tuple[Float[np.ndarray, " row"], Int[np.ndarray, " row"]]:
-    """F and the model's own next token for `count` prompts, which `build` makes for a chunk of row numbers at a time.
+    """F and the model's own next token for perturbed prompts, which `build` makes for a chunk of row numbers at a time.
 
-    Every perturbed prompt of this package passes through here, so that memory is that of one chunk.
+    `since` is the first position at which each of them may differ from the prompt; what stands before it is computed
+    once. Every perturbed prompt of this package passes through here, so that memory is that of one chunk.
     """
-    values, own = np.empty(count), np.empty(count, dtype=np.int64)
-    for start in range(0, count, objective.batch):
-        rows = np.arange(start, min(start + objective.batch, count))
-        value, token = objective.outcomes(build(rows))
+    values, own = np.empty(len(since)), np.empty(len(since), dtype=np.int64)
+    since = since if objective.reuses_prefix else np.zeros_like(since)
+    waiting = np.argsort(since, kind="stable")
+    while len(waiting):
+        first = int(since[waiting[0]])
+        rows, waiting = np.split(waiting, [objective.room(first)])
+        value, token = objective.outcomes(build(rows)[:, first:], first)
         values[rows], own[rows] = value.double().cpu().numpy(), token.cpu().numpy()
     return values, own
 
@@ -97,7 +101,8 @@ class Presence:
                 mask = masks[rows // draws]
                 return torch.where(mask[..., None], self.rows[rows % draws], self.objective.inputs)
 
-            values = evaluate(self.objective, len(new) * draws, build)[0].reshape(len(new), draws)
+            since = np.repeat(first_changed(removed[new]), draws)
+            values = evaluate(self.objective, since, build)[0].reshape(len(new), draws)
             self._known.update({keys[index]: value for index, value in zip(new, values, strict=True)})
         return np.array([self._known[key] for key in keys])
 
@@ -108,6 +113,15 @@ class Presence:
         for row, player in zip(cover, chosen, strict=True):
             row[list(player.positions)] = True
         return self.absent((~np.asarray(present, dtype=bool)).astype(np.float32) @ cover.astype(np.float32) > 0)
+
+
+def first_changed(changed: Bool[np.ndarray, "row position"]) -> Int[np.ndarray, " row"]:
+    """The first marked position of each row; the last position where none is marked, since something must be passed.
+
+    >>> first_changed(np.array([[False, True, True], [False, False, False]])).tolist()
+    [1, 2]
+    """
+    return np.where(changed.any(1), changed.argmax(1), changed.shape[1] - 1)
 
 
 def draw_error(scores: Float[np.ndarray, "*score draw"]) -> np.ndarray:

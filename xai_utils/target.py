@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from xai_utils.models import LoadedModel
+from xai_utils.prefix import Prefix
 from xai_utils.study import UserError
 from xai_utils.text import Case
 
@@ -79,10 +80,19 @@ class Objective:
     def __init__(self, model: LoadedModel, case: Case, target: Target):
         self.model, self.target = model, target
         self.inputs = model.embed(torch.tensor(case.ids, device=model.device))
-        length = len(case.tokens) + max(len(target.ids), len(target.contrast_ids), 1) - 1
-        self.batch = max(TOKENS_PER_BATCH // length, 1)  # sequences in one pass
+        self.prefix = Prefix(model, self.inputs)
+        self.length = len(case.tokens) + max(len(target.ids), len(target.contrast_ids), 1) - 1
         self.forwards = 0  # sequences evaluated so far, with or without a gradient
         self.gradients = 0  # those with one
+
+    @property
+    def batch(self) -> int:
+        """Sequences in one pass."""
+        return self.room(0)
+
+    def room(self, since: int) -> int:
+        """Sequences in one pass that starts at position `since`."""
+        return max(TOKENS_PER_BATCH // (self.length - since), 1)
 
     def __call__(self, embeds: Tensor, mask: Tensor | None = None) -> Tensor:
         """Target of each row of `embeds`; `mask` [batch, position] is 0 where a prompt is padded on the right."""
@@ -90,25 +100,23 @@ class Objective:
             return torch.cat([self(row[None, : int(keep.sum())]) for row, keep in zip(embeds, mask, strict=True)])
         return self._outcomes(embeds, mask)[0]
 
-    def _outcomes(self, embeds: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _outcomes(self, embeds: Tensor, mask: Tensor | None = None, since: int = 0) -> tuple[Tensor, Tensor]:
         """Target [batch] and the token that the model itself would put behind the prompt [batch]."""
         self.forwards += len(embeds)
         if self.target.kind == "sum_logits":
             logits = self.model.model(inputs_embeds=embeds, attention_mask=mask).logits
             real = logits if mask is None else logits * mask[..., None]
             return real.sum((1, 2)), logits[:, -1].argmax(-1)
-        value, own = self._continuation(embeds, self.target.ids)
+        value, own = self._continuation(embeds, self.target.ids, since)
         if self.target.kind == "contrast":
-            value = value - self._continuation(embeds, self.target.contrast_ids)[0]
+            value = value - self._continuation(embeds, self.target.contrast_ids, since)[0]
         return value, own
 
-    def _continuation(self, embeds: Tensor, ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _continuation(self, embeds: Tensor, ids: tuple[int, ...], since: int) -> tuple[Tensor, Tensor]:
         answer = torch.tensor(ids, device=embeds.device)
         fixed = self.model.embed(answer[:-1]).to(embeds.dtype).expand(len(embeds), -1, -1)
-        output = self.model.model(inputs_embeds=torch.cat([embeds, fixed], 1), logits_to_keep=len(ids))
-        logits = (
-            output.logits[:, -len(ids) :].float() if embeds.dtype != torch.float64 else output.logits[:, -len(ids) :]
-        )
+        logits = self.prefix.logits(torch.cat([embeds, fixed], 1), since, len(ids))
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         own = logits[:, 0].argmax(-1)
         if self.target.kind != "logit":
             logits = logits.log_softmax(-1)
@@ -119,11 +127,18 @@ class Objective:
         """F without gradients, in chunks: [batch]."""
         return torch.cat([self(chunk) for chunk in embeds.split(self.batch)])
 
+    @property
+    def reuses_prefix(self) -> bool:
+        """Whether `outcomes` may start behind the first position."""
+        return self.target.kind != "sum_logits" and self.prefix.usable
+
     @torch.no_grad()
-    def outcomes(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """F [batch] and the model's own next token behind the prompt [batch], without gradients, in chunks."""
-        values, own = zip(*(self._outcomes(chunk) for chunk in embeds.split(self.batch)), strict=True)
-        return torch.cat(values), torch.cat(own)
+    def outcomes(self, embeds: Tensor, since: int = 0) -> tuple[Tensor, Tensor]:
+        """F [batch] and the model's own next token behind the prompt [batch], in one pass without gradients.
+
+        `embeds` [batch, position - since, hidden] stand for the positions from `since` on, behind the prompt's own.
+        """
+        return self._outcomes(embeds, since=since)
 
     def values_and_gradients(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
         """F [batch] and its gradient [batch, position, hidden], in chunks.

@@ -48,6 +48,12 @@ class Method:
         kinds = inspect.signature(self.function).parameters.values()
         return [parameter.name for parameter in kinds if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
+    @property
+    def family(self) -> str:
+        """Which notebook runs it: gradients (02), attention (03), and all others, influence (04)."""
+        module = self.function.__module__.rpartition(".")[2]
+        return {"gradients": "gradients", "rollout": "attention"}.get(module, "influence")
+
 
 METHODS: dict[str, Method] = {
     "integrated_gradients": Method(gradients.integrated_gradients, "integrated gradients with a certificate"),
@@ -104,6 +110,15 @@ class Explainer:
             width: shared_mean([model for model in loaded if model.embedding.shape[1] == width]) for width in widths
         }
         return {model.label: dataclasses.replace(model, reference=common[model.embedding.shape[1]]) for model in loaded}
+
+    def methods(self, family: str) -> list[str]:
+        """The study's methods of one family (gradients, attention, influence)."""
+        return [name for name in self.study.methods if method_named(name).family == family]
+
+    @property
+    def baselines(self) -> list[str]:
+        """The study's own baseline, then the others that a difference must keep its sign at."""
+        return list(dict.fromkeys([self.study.baseline, *self.study.baselines]))
 
     def on(self, entry: TextEntry) -> Explainer:
         """The same models and settings on one text of one's own; what it computes is cached with the rest."""

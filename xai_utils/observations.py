@@ -173,7 +173,7 @@ def convergence(measured: Measured) -> Sentence | None:
 
 def original_setting(measured: Measured) -> Sentence | None:
     """What the original study's rule (fixed steps from zero, every position moved) leaves as its error."""
-    rows = measured.table("certificates")
+    rows = measured.explained("certificates")
     rows = rows[rows["method"] == ORIGINAL] if len(rows) else rows
     if rows.empty:
         return None

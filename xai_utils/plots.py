@@ -192,6 +192,11 @@ def panel(
     )
 
 
+def column(frame: pd.DataFrame, labels: str, values: str, title: str, axis: str) -> Bars:
+    """Bars of one column of a table, labelled by another."""
+    return Bars(title, axis, tuple(frame[labels]), frame[values].to_numpy(float))
+
+
 def share(part: float) -> str:
     """A part of what is explained, as a reader takes it in.
 

@@ -178,10 +178,8 @@ def continuation(table: pd.DataFrame, certificates: pd.DataFrame, title: str = "
     matrix = table.pivot(index="step", columns="position", values="score")
     last = table[table["step"] == table["step"].max()].sort_values("position")
     steps = certificates.drop_duplicates("step").set_index("step")
-    names = [
-        readable(row.generated) + ("" if row.converged else " (not converged)")
-        for row in steps.loc[matrix.index].itertuples()
-    ]
+    proofs = steps.loc[matrix.index, ["generated", "converged"]].to_numpy()
+    names = [readable(token) + ("" if converged else " (not converged)") for token, converged in proofs]
     width = 2.2 + 0.36 * matrix.shape[1] + LETTER * max(map(len, names))
     height = 1.3 + 0.36 * len(matrix) + LETTER * max(len(readable(token)) for token in last["token"])
     with style():
@@ -189,7 +187,7 @@ def continuation(table: pd.DataFrame, certificates: pd.DataFrame, title: str = "
         axes = fig.subplots()
         mesh = axes.pcolormesh(np.ma.masked_invalid(matrix), cmap=diverging(), norm=centred(matrix), edgecolors="white")
         axes.set_facecolor(NOTHING)
-        for place in np.flatnonzero(~steps.loc[matrix.index, "converged"].to_numpy(bool)):
+        for place in np.flatnonzero(~proofs[:, 1].astype(bool)).tolist():
             axes.axhspan(place, place + 1, facecolor="none", edgecolor="#8c8c8c", hatch="/////", linewidth=0)
         axes.invert_yaxis()
         axes.set_yticks(np.arange(len(names)) + 0.5, names)

@@ -119,6 +119,22 @@ def publish(frame: pd.DataFrame, study: Study, name: str) -> pd.DataFrame:
     return table
 
 
+def score_lists(attributions: pd.DataFrame, certificates: pd.DataFrame) -> list[dict[str, Any]]:
+    """Raw scores for JSON, one entry an attribution: its keys, its proof, and [token, score] pairs in reading order.
+
+    Pairs stay a list, for a dictionary would lose a token that comes twice; a kept position has no score (null).
+    """
+    keys = ["text", "model", "target", "target_text", "method", "baseline", "sink", "unit"]
+    told = [*keys, "delta", "relative_delta", "bound", "converged"]
+    entries = []
+    for entry in certificates[told].to_dict(orient="records"):
+        rows = attributions[(attributions[keys] == [entry[key] for key in keys]).all(axis=1)]
+        scores = rows["score"].astype(object).where(rows["score"].notna(), None)
+        pairs = zip(rows["token"], scores, strict=True)
+        entries.append({str(name): value for name, value in entry.items()} | {"scores": [list(pair) for pair in pairs]})
+    return entries
+
+
 def publish_json(content: Any, study: Study, name: str) -> None:
     text = json.dumps(rounded(content), ensure_ascii=False, indent=1)
     write_text(folders(study).tables / f"{name}.json", text + "\n")

@@ -14,8 +14,8 @@ from xai_utils.text import Case, pad
 
 def token_table(cases: Iterable[Case]) -> pd.DataFrame:
     """One row a token: position, id, readable label, span in the normalised text (empty for special tokens), kind."""
-    rows = [
-        case.keys()
+    rows: list[dict[str, Any]] = [
+        {**case.keys()}
         | {
             "position": position,
             "id": token.id,
@@ -36,11 +36,11 @@ def tokenization_table(cases: Iterable[Case]) -> pd.DataFrame:
     `tokens` counts all that the model reads, `special` those of them that stand for no character; `tokens_per_word`
     leaves these out. `truncated` counts tokens lost at the study's `max_tokens`, `padded` those missing to it.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for case in cases:
         special = sum(token.kind == "special" for token in case.tokens)
         rows.append(
-            case.keys()
+            {**case.keys()}
             | {
                 "language": case.language,
                 "group": case.group,
@@ -73,4 +73,8 @@ def padding_effect(model: LoadedModel, case: Case, length: int) -> dict[str, Any
     padded = model.model(input_ids=ids, attention_mask=mask).logits[0, len(case.tokens) - 1]
     plain = model.model(input_ids=ids[:, : len(case.tokens)]).logits[0, -1]
     difference = (padded.log_softmax(-1) - plain.log_softmax(-1)).abs().max()
-    return case.keys() | {"tokens": len(case.tokens), "positions": int(ids.shape[1]), "difference": float(difference)}
+    return {**case.keys()} | {
+        "tokens": len(case.tokens),
+        "positions": int(ids.shape[1]),
+        "difference": float(difference),
+    }

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from xai_utils.attribution import FLOOR, Certificate, Piece
+from xai_utils.attribution import FLOOR, Attribution, Certificate, Piece
 from xai_utils.plots import (
     INK,
     LETTER,
@@ -33,6 +33,7 @@ from xai_utils.plots import (
     readable,
     style,
 )
+from xai_utils.study import UserError
 
 WIDTH = 5.2  # inches a path
 NAMED = 6  # words that a dose-response figure names; the others are grey
@@ -79,6 +80,15 @@ class PathView:
         )
 
 
+def view(found: Attribution, pieces: Sequence[Piece] = ()) -> PathView:
+    """The path of an attribution that carries a certificate; `pieces` are those of a fixed rule, which keeps none."""
+    if found.certificate is None or not (pieces or found.path):
+        raise UserError(f"{found.method} at baseline {found.baseline!r} has no single path; choose another baseline")
+    start = f"from the {found.baseline} baseline, first position {found.sink}"
+    title = f"{len(pieces)} fixed steps {start}" if pieces else f"Refined {start}"
+    return PathView(title, pieces or found.path, found.certificate, found.unit)
+
+
 def paths(views: Sequence[PathView], title: str = "") -> Figure:
     """Cumulative attribution and F(alpha) - F(0) against alpha, one path a column.
 
@@ -117,7 +127,7 @@ def _draw_path(axes: Axes, view: PathView) -> None:
         axes.set_yscale("symlog", linthresh=linear)
         axes.set_ylim(min(1.5 * lowest, -0.2 * linear), max(1.5 * highest, 0.2 * linear))
     axes.grid(axis="y")
-    axes.set_title(f"{readable(view.title, 10**6)}: {view.certificate.verdict}")
+    axes.set_title(f"{readable(view.title, 10**6)}\n{view.certificate.verdict}")
     axes.set_ylabel(f"change of the target ({view.unit})")
 
 
@@ -167,6 +177,23 @@ def dose_response(table: pd.DataFrame, title: str = "") -> Figure:
         if title:
             fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
     return fig
+
+
+def describe_dose(table: pd.DataFrame) -> str:
+    """The finding of `dose_response` in a sentence, for an alt text."""
+    most = table[table["sigma"] == table["sigma"].max()].sort_values("deviation").iloc[-1]
+    return (
+        f"Noise of {most['relative_sigma']:.2g} root mean squares on {most['word']!r} scatters the target most, by "
+        f"{most['deviation']:.3g} {most['unit']}; {most['keeps_prediction']:.0%} of the draws keep the prediction."
+    )
+
+
+def describe_continuation(table: pd.DataFrame, certificates: pd.DataFrame) -> str:
+    """The finding of `continuation` in a sentence, for an alt text: the strongest cell of each row."""
+    best = table.loc[table.groupby("step")["score"].idxmax()]
+    cells = "; ".join(f"{row.generated!r} owes most to {row.token!r} ({row.score:.3g})" for row in best.itertuples())
+    passed = int(certificates["converged"].sum())
+    return f"{cells} ({table['unit'].iloc[0]}); {passed} of {len(certificates)} rows converged."
 
 
 def continuation(table: pd.DataFrame, certificates: pd.DataFrame, title: str = "") -> Figure:

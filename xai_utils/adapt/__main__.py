@@ -1,0 +1,39 @@
+"""`python -m xai_utils.adapt`: make the adapted twin, from the packages to the checkpoint. `... trials`: compare
+beginnings."""
+
+import sys
+
+import typer
+
+from xai_utils.adapt import pipeline
+from xai_utils.study import UserError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def make(context: typer.Context) -> None:
+    """Corpus, tokenizer, training, evaluation, checkpoint; goes on where it stopped (at most 2.5 hours on two
+    cores)."""
+    if context.invoked_subcommand is None:
+        pipeline.make()
+
+
+@app.command()
+def trials() -> None:
+    """Short trainings from different beginnings, ten minutes each on one core, and their table."""
+    from xai_utils.adapt import trials as beginnings
+
+    beginnings.run()
+
+
+def main() -> None:
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

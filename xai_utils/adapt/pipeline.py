@@ -1,0 +1,230 @@
+"""The steps of `make adapt` in order, each made once and then found: corpus, tokenizer, training, evaluation,
+checkpoint.
+
+Everything in between lies under the cache folder; a step that is there is not made again, so the command resumes by
+being called again.
+"""
+
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import distributed as dist
+from torch import multiprocessing
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from xai_utils import models
+from xai_utils.adapt import corpus, initialise, measure, prepare, publish, train, vocabulary
+from xai_utils.adapt.corpus import Corpus
+from xai_utils.adapters import embedding_matrix
+from xai_utils.cache import cache_folder
+from xai_utils.results import write_text
+from xai_utils.study import ModelEntry
+
+BASE = "smollm2-135m-instruct"
+RECIPE = train.Recipe()
+FEATURE_SEED = 1  # the fit of part 1 reads other windows than training begins with
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that training needs."""
+
+    texts: Corpus
+    base: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast
+    rows: list[int]
+    start: int
+
+
+def work_folder() -> Path:
+    return cache_folder() / "adapt"
+
+
+def ready(folder: Path) -> Ready:
+    """Corpus and tokenizer, made or found."""
+    base = models.load(ModelEntry(label="base", role="base", model=BASE))
+    texts = corpus.build(folder)
+    tokenizer, rows = prepare.tokenizer(base.tokenizer, texts, folder)
+    assert base.document_start is not None
+    return Ready(texts, base.tokenizer, tokenizer, rows, base.document_start)
+
+
+def base_model(dtype: str) -> PreTrainedModel:
+    """The base, on the GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return models.load(ModelEntry(label="base", role="base", model=BASE, dtype=dtype, device=device)).model
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_rows(kind: str, embedding: torch.Tensor, made: Ready, seed: int) -> torch.Tensor:
+    """The new rows before training, `random` or `mean`."""
+    if kind == "random":
+        return initialise.random_rows(embedding, len(made.rows), seed)
+    return initialise.initial_rows(embedding, made.base, made.tokenizer, made.rows)
+
+
+def _work(
+    rank: int, workers: int, port: int, recipe: train.Recipe, kind: str, english: float, folder: Path, work: Path
+) -> None:
+    """One worker of one training: builds all it needs for itself, so that only gradients travel."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    if workers > 1:
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    made = ready(work)
+    model = base_model("bfloat16")
+    start = start_rows(kind, embedding_matrix(model).float(), made, recipe.seed)
+    substituted = train.Substituted(model, made.rows, start)
+    number = recipe.steps * recipe.sequences
+    data = prepare.training_windows(made.texts, made.tokenizer, number, recipe.length, made.start, recipe.seed, english)
+    fit = prepare.training_windows(
+        made.texts, made.tokenizer, recipe.fit_sequences, recipe.length, made.start, FEATURE_SEED, 0.25
+    )
+    train.Trainer(substituted, recipe, folder, train.Worker(rank, workers)).run(data, fit)
+    if workers > 1:
+        dist.destroy_process_group()
+
+
+def train_rows(
+    folder: Path,
+    recipe: train.Recipe = RECIPE,
+    workers: int = 2,
+    kind: str = "mean",
+    english: float = prepare.ENGLISH_SHARE,
+) -> None:
+    """Train to the end in `folder`; `workers` processes of a thread each on a CPU, one process on a GPU."""
+    work = work_folder()
+    ready(work)  # once, before the workers all look for it
+    if torch.cuda.is_available():
+        workers = 1
+    if workers == 1:
+        return _work(0, 1, 0, recipe, kind, english, folder, work)
+    port = free_port()
+    others = [
+        multiprocessing.get_context("spawn").Process(
+            target=_work, args=(rank, workers, port, recipe, kind, english, folder, work), daemon=True
+        )
+        for rank in range(1, workers)
+    ]
+    for process in others:
+        process.start()
+    _work(0, workers, port, recipe, kind, english, folder, work)
+    for process in others:
+        process.join()
+    return None
+
+
+# ---- evaluation
+
+ENTRIES = {
+    "base": {},
+    "untrained": {"adapter": str(publish.checkpoint_folder()), "rows": "initial"},
+    "shuffled": {"adapter": str(publish.checkpoint_folder()), "rows": "shuffled"},
+    "trained": {"adapter": str(publish.checkpoint_folder())},
+}
+
+
+def entry(label: str) -> ModelEntry:
+    """A study's entry for the base, the checkpoint or one of its controls, in the arithmetic of the evaluation."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    role = {"base": "base", "trained": "adapted"}.get(label, "control")
+    return ModelEntry(label=label, role=role, model=BASE, dtype="bfloat16", device=device, **ENTRIES[label])
+
+
+def evaluate(label: str, texts: Corpus, folder: Path) -> dict[str, list[dict]]:
+    """Readings of all held-out text and continuations for one model, loaded as a study loads it; kept in `folder`.
+
+    What is kept counts for the same weights and tokenizer alone.
+    """
+    loaded = models.load(entry(label))
+    kept = folder / f"{label}.json"
+    if kept.exists():
+        found = json.loads(kept.read_text())
+        if found["revision"] == loaded.revision:
+            return found
+    assert loaded.document_start is not None
+    held_out = texts.select("held-out", "ru") + texts.select("held-out", "en")
+    readings = measure.read(measure.surprise_of(loaded.model), loaded.tokenizer, held_out, loaded.document_start)
+    samples = measure.continuations(loaded.model, loaded.tokenizer, loaded.document_start)
+    found = {"revision": loaded.revision, "readings": [vars(reading) for reading in readings], "samples": samples}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(kept, json.dumps(found, ensure_ascii=False))
+    return found
+
+
+def tables(texts: Corpus, folder: Path, log: list[dict[str, float]], tokenizer: Path) -> dict[str, pd.DataFrame]:
+    """All tables of the checkpoint but the trials, written under report/tables/."""
+    found = {label: evaluate(label, texts, folder) for label in ENTRIES}
+    summaries = [
+        measure.summary([measure.Reading(**row) for row in found[label]["readings"]], label) for label in ENTRIES
+    ]
+    samples = pd.DataFrame([{"model": label} | row for label in ENTRIES for row in found[label]["samples"]])
+    order = {prompt: place for place, (_, prompt) in enumerate(measure.PROMPTS)}
+    samples = samples.sort_values("prompt", key=lambda column: column.map(order), kind="stable")
+    gone = json.loads((tokenizer / "rows.json").read_text())["gone"]
+    return {
+        "evaluation": publish.write_table(measure.against_base(pd.concat(summaries, ignore_index=True)), "evaluation"),
+        "continuations": publish.write_table(samples, "continuations"),
+        "training": publish.write_table(pd.DataFrame(log), "training"),
+        "corpus": publish.write_table(pd.DataFrame(texts.packages), "corpus"),
+        "vocabulary": publish.write_table(pd.DataFrame(gone, columns=["token", "count"]), "vocabulary"),
+    }
+
+
+def make() -> None:
+    """From nothing to the checkpoint, its tables and its card; called again, it goes on where it stopped."""
+    work = work_folder()
+    training = work / "training"
+    train_rows(training)
+    made = ready(work)
+    values, log = train.finished_rows(training)
+    folder = publish.checkpoint_folder()
+    base = models.load(ModelEntry(label="base", role="base", model=BASE)).model
+    publish.save_checkpoint(folder, base, BASE, made.tokenizer, made.rows, values)
+    found = tables(made.texts, work / "evaluation", log, work / "tokenizer")
+    publish.write_card(folder, facts(found, RECIPE))
+
+
+def facts(found: dict[str, pd.DataFrame], recipe: train.Recipe) -> dict[str, object]:
+    """What the card says in numbers."""
+    every = found["evaluation"].query("model == 'trained' and kind == 'all'").set_index("language")
+    tokens, bits = every["tokens_of_base"].astype(float), every["bits_per_character_of_base"].astype(float)
+    shown = found["evaluation"][found["evaluation"]["kind"] == "all"]
+    columns = [
+        "model",
+        "language",
+        "bits_per_character",
+        "bits_per_character_of_base",
+        "tokens_per_word",
+        "tokens_of_base",
+    ]
+    kinds = (
+        found["evaluation"]
+        .query("language == 'ru' and kind != 'all'")
+        .pivot(index="kind", columns="model", values="bits_per_character")
+    )
+    sizes = (
+        found["corpus"].drop(columns=["version"]).groupby(["kind", "licence"], as_index=False).sum(numeric_only=True)
+    )
+    last = found["training"].iloc[-1]
+    return {
+        "name": publish.NAME, "base": BASE, "gone": len(found["vocabulary"]), "rows": vocabulary.ROWS, "recipe": recipe,
+        "tokens": int(last["tokens"]), "minutes": round(float(last["seconds"]) / 60),
+        "fit_tokens": recipe.fit_sequences * recipe.length,
+        "russian": 100 * (1 - bits["ru"]),
+        "english": 100 * (bits["en"] - 1),
+        "share": 100 * tokens["ru"],
+        "summary": shown[columns].sort_values(["language", "bits_per_character"], ascending=[False, False]).round(3),
+        "kinds": kinds[list(ENTRIES)].round(3).reset_index(),
+        "corpus": sizes,
+        "samples": found["continuations"].query("model in ('base', 'trained')")[["prompt", "model", "continuation"]],
+    }  # fmt: skip

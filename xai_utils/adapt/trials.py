@@ -1,0 +1,92 @@
+"""Which beginning is worth training: equal small budgets of tokens, one thread each, measured on the same held-out
+text.
+
+A token that is only read forward (the fit of the output role) counts like one that is trained on, though it costs half.
+"""
+
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from xai_utils import models
+from xai_utils.adapt import measure, pipeline, prepare, publish, train
+from xai_utils.adapt.corpus import Corpus, Text
+
+BUDGET = 40_960  # tokens
+EXCERPT = 1_200  # characters of each held-out document
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One beginning: what the rows are, how many windows fit their output role first, how much of the text is
+    English."""
+
+    name: str
+    rows: str
+    fit_sequences: int
+    english: float
+
+
+TRIALS = (
+    Trial("random", "random", 0, prepare.ENGLISH_SHARE),
+    Trial("mean of pieces", "mean", 0, prepare.ENGLISH_SHARE),
+    Trial("mean, output fitted first", "mean", 60, prepare.ENGLISH_SHARE),
+    Trial("mean, output fitted first, no English", "mean", 60, 0.0),
+)
+
+
+def recipe_of(trial: Trial) -> train.Recipe:
+    """The shipped recipe, cut to the budget."""
+    full = pipeline.RECIPE
+    steps = BUDGET // full.length - trial.fit_sequences
+    return replace(
+        full, steps=steps // full.sequences, warm_up=8, fit_sequences=trial.fit_sequences, checkpoint_every=10
+    )
+
+
+def excerpts(texts: Corpus) -> list[Text]:
+    """The beginning of every held-out document, Russian and English."""
+    return [
+        replace(text, text=text.text[:EXCERPT])
+        for language in ("ru", "en")
+        for text in texts.select("held-out", language)
+    ]
+
+
+def run() -> pd.DataFrame:
+    """All trials one after the other, resumable, and their table."""
+    work = pipeline.work_folder()
+    found = []
+    for trial in TRIALS:
+        folder, recipe = work / "trials" / trial.name.replace(" ", "-").replace(",", ""), recipe_of(trial)
+        pipeline.train_rows(folder, recipe, 1, trial.rows, trial.english)
+        values, log = train.finished_rows(folder)
+        made = pipeline.ready(work)
+        substituted = train.Substituted(pipeline.base_model("bfloat16"), made.rows, values)
+        readings = measure.read(substituted.surprise, made.tokenizer, excerpts(made.texts), made.start)
+        bits = measure.summary(readings, trial.name).query("kind == 'all'").set_index("language")["bits_per_character"]
+        found.append(
+            {
+                "trial": trial.name,
+                "rows": trial.rows,
+                "fitted_tokens": recipe.fit_sequences * recipe.length,
+                "steps": recipe.steps,
+            }
+            | {
+                "trained_tokens": int(log[-1]["tokens"]),
+                "seconds": log[-1]["seconds"],
+                "threads": 1,
+                "english_share": trial.english,
+            }
+            | {"bits_per_character_ru": bits["ru"], "bits_per_character_en": bits["en"]}
+        )
+        publish.write_table(pd.DataFrame(found), "trials")
+    return pd.DataFrame(found)
+
+
+def reference(texts: Corpus) -> dict[str, float]:
+    """Bits per character of the base on the same excerpts, by language."""
+    loaded = models.load(pipeline.entry("base"))
+    assert loaded.document_start is not None
+    readings = measure.read(measure.surprise_of(loaded.model), loaded.tokenizer, excerpts(texts), loaded.document_start)
+    return dict(measure.summary(readings, "base").query("kind == 'all'").set_index("language")["bits_per_character"])

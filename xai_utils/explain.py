@@ -8,6 +8,7 @@ the same name, unless the table's line fixes them.
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -122,8 +123,9 @@ class Explainer:
 
     def on(self, entry: TextEntry) -> Explainer:
         """The same models and settings on one text of one's own; what it computes is cached with the rest."""
-        other = Explainer(self.study.model_copy(update={"texts": (entry,), "published": False}))
-        other.models = self.models
+        self.models  # noqa: B018 - loaded here, for both
+        other = copy.copy(self)
+        other.study = self.study.model_copy(update={"texts": (entry,)})
         return other
 
     @functools.cache  # noqa: B019 - an Explainer lives as long as its notebook

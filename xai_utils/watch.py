@@ -1,0 +1,71 @@
+"""Long computations, watched and stopped from another thread.
+
+Whatever a method does, it passes its prompts through a model, layer by layer: that is where progress is counted and
+where a stop takes effect, so that no method needs to know of either.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class Stopped(Exception):
+    """Raised inside a watched computation after `Watch.stop`."""
+
+
+class Watch:
+    """A context in which the passes of this thread through some models are counted, and can be stopped.
+
+    `passes` are sequences, a layer of one counting as its share; `report` is called with them as they grow. After
+    `stop`, from any thread, the next layer raises Stopped. Other threads' passes are neither counted nor stopped.
+    """
+
+    def __init__(self, models: Iterable[PreTrainedModel], report: Callable[[float], None] = lambda passes: None):
+        self.passes = 0.0
+        self._models, self._report = list(models), report
+        self._stop, self._thread = threading.Event(), 0
+        self._handles: list[Any] = []
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def __enter__(self) -> Self:
+        self._thread = threading.get_ident()
+        for model in self._models:
+            layers = _layers(model)
+            for layer in layers:
+                hook = self._counting(1 / len(layers))
+                self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _counting(self, share: float) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+            if threading.get_ident() != self._thread:
+                return
+            if self.stopped:
+                raise Stopped
+            batch = next(value for value in (*inputs, *options.values()) if isinstance(value, Tensor))
+            self.passes += share * len(batch)
+            self._report(self.passes)
+
+        return hook
+
+
+def _layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The model's layers: the list of modules in it that is as long as its configuration says, else the whole of it."""
+    count = model.config.get_text_config().num_hidden_layers
+    found = (list(part) for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
+    return next(found, [model])

@@ -1,0 +1,252 @@
+"""Explorers for JupyterLab: type a text, choose, look. The only file that imports ipywidgets.
+
+An explorer is a set of labelled controls, a function from their values to a `View`, and the place where that is shown.
+The function runs in a thread of its own, one at a time, so that the page stays alive and it can be stopped; whatever
+changes a control starts it anew. What is shown is computed in views.py, and no notebook needs a widget for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ipywidgets as ipy
+from IPython.display import display
+
+from xai_utils import views
+from xai_utils.baselines import BASELINES
+from xai_utils.explain import METHODS, Explainer
+from xai_utils.study import UserError
+from xai_utils.target import UNITS
+from xai_utils.views import View
+from xai_utils.watch import Stopped, Watch
+
+ONE_AT_A_TIME = threading.Lock()  # models are shared, and attention switches them
+REFRESH = 0.2  # seconds between two reports of progress
+FADED = "<style>.xai-faded {opacity: 0.35} .xai-explorer img {max-width: 100%}</style>"
+LABEL = {"description_width": "initial"}
+
+
+class Explorer(ipy.VBox):
+    """Controls above, then a bar with its buttons, the picture, and one line: the proof, or what went wrong.
+
+    `compute` takes the controls' values by name; `most` is the number of passes that fill the bar. A UserError becomes
+    the line, as does being stopped; a picture that does not belong to the controls is taken away.
+    """
+
+    def __init__(
+        self, controls: Mapping[str, ipy.DOMWidget], compute: Callable[..., View], book: Explainer, most: float
+    ):
+        self.controls, self._compute, self._most = dict(controls), compute, most
+        self._models = [model.model for model in book.models.values()]
+        self._watch: Watch | None = None
+        self.thread: threading.Thread | None = None
+        self.explain = ipy.Button(description="Explain", button_style="primary", tooltip="Compute with these settings")
+        self.stop = ipy.Button(description="Stop", disabled=True, tooltip="Stop computing")
+        self.bar = ipy.FloatProgress(description="Idle", max=most, style=LABEL, layout={"width": "260px"})
+        self.picture, self.line = ipy.HTML(), ipy.HTML()
+        self.picture.add_class("xai-picture")
+        self.explain.on_click(self.start)
+        self.stop.on_click(lambda _: self.cancel())
+        for control in self.controls.values():
+            control.observe(self.start, "value")
+        rows = [_grid(self.controls), ipy.HBox([self.explain, self.stop, self.bar]), self.picture, self.line]
+        super().__init__([ipy.HTML(FADED), *rows])
+        self.add_class("xai-explorer")
+
+    def start(self, _: object = None) -> None:
+        """Compute with the controls' present values, in place of what is being computed."""
+        self.cancel()
+        watch = Watch(self._models, self._reporter())
+        values = {name: control.value for name, control in self.controls.items()}
+        self._watch = watch
+        self.thread = threading.Thread(target=self._work, args=(watch, values), daemon=True)
+        self.thread.start()
+
+    def cancel(self) -> None:
+        """Stop what is being computed, if anything is."""
+        if self._watch is not None:
+            self._watch.stop()
+
+    def _work(self, watch: Watch, values: dict[str, Any]) -> None:
+        self._busy(True)
+        with ONE_AT_A_TIME:
+            if watch is not self._watch:
+                return
+            begun = time.monotonic()
+            png, alt = b"", ""
+            try:
+                with watch:
+                    view = self._compute(**values)
+                    png, alt, line = view.png(), view.alt, html.escape(view.line)
+                line += f" <small>({time.monotonic() - begun:.1f} s, {watch.passes:.0f} passes)</small>"
+            except Stopped:
+                line = f"<b>Stopped</b> after {watch.passes:.0f} passes."
+            except UserError as error:
+                line = _problem(str(error))
+            except Exception as error:  # a thread's traceback would be lost
+                line = _problem(f"{type(error).__name__}: {error}")
+            if watch is self._watch:
+                self._show(png, alt, line)
+                self._busy(False)
+
+    def _show(self, png: bytes, alt: str, line: str) -> None:
+        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        self.picture.value = f'<img alt="{html.escape(alt)}" src="{source}">' if png else ""
+        self.line.value = f'<div role="status">{line}</div>'
+
+    def _busy(self, busy: bool) -> None:
+        self.stop.disabled = not busy
+        self.bar.description = "Computing" if busy else "Idle"
+        self.bar.value = 0
+        (self.picture.add_class if busy else self.picture.remove_class)("xai-faded")
+
+    def _reporter(self) -> Callable[[float], None]:
+        said = time.monotonic()
+
+        def report(passes: float) -> None:
+            nonlocal said
+            if time.monotonic() - said > REFRESH:
+                said = time.monotonic()
+                self.bar.max = max(self._most, passes)
+                self.bar.value = passes
+
+        return report
+
+
+def _problem(text: str) -> str:
+    return f'<b style="color: #b2182b">{html.escape(" ".join(text.split()))}</b>'
+
+
+def _grid(controls: Mapping[str, ipy.DOMWidget]) -> ipy.Widget:
+    """Texts over the whole width, the others beside each other, as many as fit."""
+    wide = [control for control in controls.values() if isinstance(control, ipy.Text)]
+    narrow = [control for control in controls.values() if control not in wide]
+    columns = ipy.Layout(grid_template_columns="repeat(auto-fit, minmax(240px, 1fr))", width="100%")
+    return ipy.VBox([*wide, ipy.GridBox(narrow, layout=columns)])
+
+
+# ---- controls
+
+
+def _text(label: str, value: str | None, hint: str = "") -> ipy.Text:
+    """A line of text that counts when Enter is pressed or the line is left."""
+    look: dict[str, Any] = {"style": LABEL, "layout": {"width": "98%"}}
+    return ipy.Text(value or "", description=label, placeholder=hint, continuous_update=False, **look)
+
+
+def _choice(label: str, options: Sequence[Any], value: Any = None) -> ipy.Dropdown:
+    first = options[0][1] if isinstance(options[0], tuple) else options[0]
+    chosen = first if value is None else value
+    return ipy.Dropdown(options=options, value=chosen, description=label, style=LABEL, layout={"width": "auto"})
+
+
+def _flag(label: str, value: bool) -> ipy.Checkbox:
+    return ipy.Checkbox(value, description=label, indent=False, style=LABEL, layout={"width": "auto"})
+
+
+def _number(label: str, most: int) -> ipy.IntSlider:
+    look: dict[str, Any] = {"style": LABEL, "layout": {"width": "auto"}}
+    return ipy.IntSlider(0, 0, most, description=label, continuous_update=False, **look)
+
+
+def _texts(book: Explainer, contrast: bool = True) -> dict[str, ipy.Text]:
+    first = book.study.texts[0]
+    answer = _text("Answer", first.answer, "empty: the model's own next token; begin with a space")
+    lines = {"text": _text("Text", first.text, "any sentence"), "answer": answer}
+    return lines | ({"contrast": _text("Instead of", first.contrast, "for the target contrast")} if contrast else {})
+
+
+def _methods(names: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name.replace("_", " "), name) for name in names]
+
+
+def _setting(book: Explainer, methods: Sequence[str]) -> dict[str, ipy.DOMWidget]:
+    """What the explorers of scores have in common."""
+    study = book.study
+    preferred = next((name for name in study.methods if name in methods), methods[0])
+    return {
+        "target": _choice("Target", list(UNITS), study.texts[0].target or study.target),
+        "method": _choice("Method", _methods(methods), preferred),
+        "baseline": _choice("Baseline", list(BASELINES), study.baseline),
+    }
+
+
+def _rows(by: str) -> ipy.Dropdown:
+    return _choice("Rows", [("words", "word"), ("tokens", "token")], by)
+
+
+def _with(compute: Callable[..., View], book: Explainer) -> Callable[..., View]:
+    return lambda **values: compute(book, **values)
+
+
+# ---- explorers
+
+
+def attribution(book: Explainer) -> Explorer:
+    """Any text, any method: its scores with their certificate."""
+    chosen = {"model": _choice("Model", list(book.models))} | _setting(book, list(METHODS))
+    rest = {"by": _rows("word"), "keep_sink": _flag("Keep the first position", book.study.keep_sink)}
+    return Explorer(_texts(book) | chosen | rest, _with(views.scores, book), book, book.study.budget)
+
+
+def attention(book: Explainer) -> Explorer:
+    """Any head of any layer on any text."""
+    shapes = [model.model.config.get_text_config() for model in book.models.values()]
+    controls = {
+        "text": _text("Text", book.study.texts[0].text, "any sentence"),
+        "model": _choice("Model", list(book.models)),
+        "layer": _number("Layer", max(shape.num_hidden_layers for shape in shapes) - 1),
+        "head": _number("Head", max(shape.num_attention_heads for shape in shapes) - 1),
+        "by": _rows("token"),
+        "apart": _flag("First position set apart", False),
+        "weighted": _flag("Times value norms", False),
+    }
+    return Explorer(controls, _with(views.head, book), book, 1)
+
+
+def influence(book: Explainer) -> Explorer:
+    """What the target does when one token or word is taken away, or shaken with noise of size sigma."""
+    chosen = {"model": _choice("Model", list(book.models))} | _setting(book, ["ablation", "sensitivity"])
+    sigma = ipy.FloatLogSlider(book.study.sigma, min=-3, max=1, step=0.25, description="Sigma", style=LABEL)
+    sigma.continuous_update, sigma.layout.width = False, "auto"
+    rest = {"sigma": sigma, "by": _rows("word"), "keep_sink": _flag("Keep the first position", book.study.keep_sink)}
+    most = 20 * book.study.draws  # a sentence of a dozen words
+    return Explorer(_texts(book) | chosen | rest, _with(views.scores, book), book, most)
+
+
+def comparison(book: Explainer) -> Explorer:
+    """Two models on one's own sentence, words aligned, with the difference over its floor."""
+    labels = list(book.models)
+    pair = {"base": _choice("Model", labels), "other": _choice("Other model", labels, labels[-1])}
+    controls = _texts(book, contrast=False) | pair | _setting(book, list(METHODS))
+    return Explorer(controls, _with(views.comparison, book), book, book.study.budget)
+
+
+EXPLORERS = {"attribution": attribution, "attention": attention, "influence": influence, "comparison": comparison}
+
+
+def explore(book: Explainer, *names: str) -> None:
+    """Show explorers by name, several as tabs, each started when it is first seen; nothing in a headless run."""
+    if os.environ.get("XAI_HEADLESS"):
+        return
+    explorers = [EXPLORERS[name](book) for name in names]
+    if len(explorers) == 1:
+        display(explorers[0])
+        explorers[0].start()
+        return
+    tabs = ipy.Tab(explorers, titles=[name.capitalize() for name in names])
+
+    def seen(_: object = None) -> None:
+        explorer = explorers[tabs.selected_index]
+        if explorer.thread is None:
+            explorer.start()
+
+    tabs.observe(seen, "selected_index")
+    display(tabs)
+    seen()

@@ -12,7 +12,7 @@ import torch
 from tiny import tiny_loaded, tiny_model
 
 from xai_utils import attention
-from xai_utils.attention import Layer, head_table, maps, observations, pool, statistics, stream, uniform, without_sink
+from xai_utils.attention import Layer, head_table, observations, pool, statistics, stream, uniform, without_sink
 from xai_utils.study import Study, TextEntry, UserError
 from xai_utils.text import prepare
 
@@ -246,20 +246,6 @@ def test_table_has_a_row_a_head_with_all_views():
     assert not table.isna().any(axis=None)
 
 
-def test_maps_of_a_long_text_are_pooled_and_of_a_short_one_are_not():
-    loaded = tiny_loaded("llama")
-    case = case_of(loaded)
-    weights = attention.weights(loaded, case)
-    assert np.array_equal(maps(loaded, case), weights.numpy())
-    pooled = maps(loaded, case, size=5)
-    length = len(case.tokens)
-    block = [token * 5 // length for token in range(length)]
-    rows = [token for token in range(length) if block[token] == 3]
-    expected = [weights[1, 2, rows][:, [b == column for b in block]].sum(1).mean().item() for column in range(5)]
-    np.testing.assert_allclose(pooled[1, 2, 3], expected, atol=1e-6)
-    assert pooled.shape == (2, 4, 5, 5) and np.allclose(pooled.sum(-1), 1, atol=1e-6)
-
-
 def test_pooling_to_single_tokens_changes_nothing():
     weights = random_causal(2, 6)
     torch.testing.assert_close(pool(weights, torch.eye(6)), weights)
@@ -291,7 +277,8 @@ def test_weights_that_do_not_fit_are_refused(monkeypatch):
 MEASURE = """
 import json, threading, time
 import psutil
-from xai_utils.attention import head_table, maps, stream
+from xai_utils.attention import head_table, stream
+from xai_utils.attention_maps import maps
 from xai_utils.models import load
 from xai_utils.study import ModelEntry, Study, TextEntry
 from xai_utils.text import prepare

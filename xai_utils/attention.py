@@ -268,7 +268,9 @@ def head_table(model: LoadedModel, case: Case) -> pd.DataFrame:
         parts = (layer.weights, without_sink(layer.weights), layer.contributions)
         unknown = layer.weights.new_full((len(STATISTICS), len(layer.weights)), torch.nan)
         numbers = [unknown if part is None else torch.stack(list(statistics(part).values())) for part in parts]
-        found.append(torch.cat(numbers).T.double().cpu())  # one small tensor a layer: more would keep freed memory apart
+        found.append(
+            torch.cat(numbers).T.double().cpu()
+        )  # one small tensor a layer: more would keep freed memory apart
 
     stream(model, case.ids, reduce, norms=True)
     layers, heads = len(found), len(found[0])
@@ -292,21 +294,6 @@ def pool(
     """
     shares = membership.to(weights)
     return (shares / shares.sum(0)).T @ weights @ shares
-
-
-def maps(model: LoadedModel, case: Case, size: int = 64) -> Float[np.ndarray, "layer head row column"]:
-    """Every head's map for one picture: a text of more than `size` tokens pooled to `size` blocks of neighbours."""
-    length = len(case.tokens)
-    block = torch.arange(length) * size // max(length, size)
-    membership = torch.nn.functional.one_hot(block).double() if length > size else None
-    found: list[np.ndarray] = []
-
-    def reduce(layer: Layer) -> None:
-        part = layer.weights if membership is None else pool(layer.weights, membership.to(layer.weights))
-        found.append(part.float().cpu().numpy())
-
-    stream(model, case.ids, reduce)
-    return np.stack(found)
 
 
 def observations(weights: Float[Tensor, "query key"]) -> dict[str, float]:

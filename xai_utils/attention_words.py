@@ -31,6 +31,7 @@ class WordAttention:
 
     case: Case
     words: tuple[str, ...]
+    starts: tuple[int, ...]  # the character at which each word begins
     weights: Float[np.ndarray, "layer head word column"]
 
     @property
@@ -42,11 +43,16 @@ def word_attention(model: LoadedModel, case: Case) -> WordAttention:
     """Attention between the words of a case, from one streamed pass.
 
     START gathers the special tokens in front of the text, OTHER the tokens of white space and the special ones behind;
-    neither has a row. A first word that no start token precedes keeps the sink's mass, under its own name.
+    neither has a row. A first word that no start token precedes keeps the sink's mass, under its own name. Words that
+    the tokenizer drops are left out. Raises UserError where no word is left.
     """
     rows = units(case)
     membership = torch.from_numpy(word_weights(case))
-    words = [index for index, unit in enumerate(rows) if unit.is_word]
+    words = [index for index, unit in enumerate(rows) if unit.is_word and unit.tokens]
+    if not words:
+        raise UserError(
+            f"text '{case.text_id}': '{case.model}' reads no word of it; expected one or more; use another text"
+        )
     first = rows[words[0]].tokens[0]
     start = [index for index, unit in enumerate(rows) if not unit.is_word and unit.tokens[0] < first]
     other = [index for index in range(len(rows)) if index not in {*words, *start}]
@@ -58,7 +64,8 @@ def word_attention(model: LoadedModel, case: Case) -> WordAttention:
         found.append(np.concatenate([front, part[..., words], rest], -1))
 
     stream(model, case.ids, reduce)
-    return WordAttention(case, tuple(rows[index].text for index in words), np.stack(found))
+    starts = tuple(rows[index].start or 0 for index in words)
+    return WordAttention(case, tuple(rows[index].text for index in words), starts, np.stack(found))
 
 
 def divergence(
@@ -94,28 +101,40 @@ def _restricted(attention: WordAttention, words: list[int]) -> Float[np.ndarray,
     return np.concatenate([weights[..., columns], weights[..., others].sum(-1, keepdims=True)], -1)
 
 
+def _common(first: WordAttention, second: WordAttention) -> list[WordAttention]:
+    """Two models' attention over the words of one text that both read: one may have been cut, or drop a character."""
+    both = set(first.starts) & set(second.starts)
+    found = []
+    for each in (first, second):
+        kept = [index for index, start in enumerate(each.starts) if start in both]
+        words = tuple(each.words[index] for index in kept)
+        found.append(WordAttention(each.case, words, tuple(each.starts[i] for i in kept), _restricted(each, kept)))
+    return found
+
+
 def attention_change(
     base: WordAttention, other: WordAttention, rewordings: Sequence[tuple[WordAttention, WordAttention]] = ()
 ) -> pd.DataFrame:
     """What differs between two models on one text, a row a head.
 
-    `divergence` is over all words. The floor needs texts whose words differ, so it is taken over the words that text
-    and rewording share, the others gathered in one column: a row stays a distribution, and the head is still asked
-    where *these words* look, which profiles of distances would not do. Gathering columns can only lower a divergence;
-    so `shared`, the models' divergence, is taken over the same columns as `floor`, the larger of the two models'
-    changes under the rewording. Both are means over the rewordings; `beyond_floor` asks for shared > floor under each
-    of them, and is empty where no rewording shares two words with the text.
+    `divergence` is over all words that both read. The floor needs texts whose words differ, so it is taken over the
+    words that text and rewording share, the others gathered in one column: a row stays a distribution, and the head is
+    still asked where *these words* look, which profiles of distances would not do. Gathering columns can only lower a
+    divergence; so `shared`, the models' divergence, is taken over the same columns as `floor`, the larger of the two
+    models' changes under the rewording. Both are means over the rewordings; `beyond_floor` asks for shared > floor
+    under each of them, and is empty where no rewording shares two words with the text.
 
-    `rewordings` holds pairs (base, other) of the same rewording. Raises UserError where words or heads do not match.
+    `rewordings` holds pairs (base, other) of the same rewording. Raises UserError where heads or words do not match.
     """
     _check_comparable(base, other)
+    base, other = _common(base, other)
     layers, heads = base.weights.shape[:2]
     layer, head = np.divmod(np.arange(layers * heads), heads)
     keys = {"study": base.case.study, "text": base.case.text_id, "base": base.case.model, "other": other.case.model}
     table = pd.DataFrame(keys | {"layer": layer, "head": head})
     table["divergence"] = divergence(base.weights, other.weights).ravel()
     between, floors = [], []
-    for pair in rewordings:
+    for pair in (_common(*each) for each in rewordings):
         own, reworded = shared_words(base.words, pair[0].words)
         if len(own) < 2:
             continue
@@ -132,10 +151,10 @@ def attention_change(
 
 
 def _check_comparable(base: WordAttention, other: WordAttention) -> None:
-    if base.words != other.words:
+    if not set(base.starts) & set(other.starts):
         raise UserError(
-            f"text '{base.case.text_id}': '{base.case.model}' reads {len(base.words)} words of it and "
-            f"'{other.case.model}' {len(other.words)}; expected the same; raise max_tokens, so that none is cut"
+            f"text '{base.case.text_id}': '{base.case.model}' and '{other.case.model}' read no word in common; expected "
+            "one or more; raise max_tokens, or use another text"
         )
     if base.weights.shape[:2] != other.weights.shape[:2]:
         shapes = [" x ".join(map(str, each.weights.shape[:2])) for each in (base, other)]

@@ -18,6 +18,11 @@ from xai_utils.observations import method_name
 from xai_utils.results import write_text
 
 TOP = 3
+DIFFERENCE = (
+    *("study", "text", "base", "other", "target", "target_text", "method", "baseline", "sink", "unit", "word", "start"),
+    *("end", "pieces_base", "pieces_other", "score_base", "score_other", "difference", "floor", "beyond_floor"),
+    "sign_stable",
+)
 
 
 def highest(measured: Measured, text: str, k: int = TOP) -> pd.DataFrame:
@@ -83,14 +88,12 @@ def beside_base(measured: Measured) -> pd.DataFrame:
     answered = {text.id for text in measured.study.texts if text.answer is not None}
     scores = measured.explained("word_scores")
     scores = scores[scores["text"].isin(answered)]
-    if scores.empty:
-        return pd.DataFrame()
-    others = [label for label in measured.labels if label != measured.base]
+    others = [label for label in measured.labels if label != measured.base] if len(scores) else []
     found = [
         differences(scores, measured.table("certificates"), measured.base, other, measured.study.baseline)
         for other in others
     ]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(DIFFERENCE))
 
 
 def not_comparable(measured: Measured) -> pd.DataFrame:

@@ -25,7 +25,9 @@ NAMES = (
     "faithfulness",
     "difference",
     "questions",
+    "leaderboard",
 )
+NEEDED = ("tokenization", "word_scores", "attributions", "certificates")
 IG, ORIGINAL = "integrated_gradients", "fixed_steps"
 
 
@@ -106,9 +108,9 @@ class Measured:
 
 
 def measured(study: Study) -> Measured:
-    """Read what the notebooks of a study have written. Raises UserError when they have written no scores yet."""
-    tables = {"word_scores": read_table(study, "word_scores")}
-    for name in NAMES:
+    """Read what the notebooks of a study have written. Raises UserError where some have not run yet."""
+    tables = {name: read_table(study, name) for name in NEEDED}
+    for name in set(NAMES) - set(NEEDED):
         try:
             tables[name] = read_table(study, name)
         except UserError:

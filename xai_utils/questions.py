@@ -15,6 +15,10 @@ from xai_utils.compare import corrected, paired_test, spread
 from xai_utils.measured import IG, Measured
 
 PLACE = ["text", "model"]
+COLUMNS = (
+    *("study", "question", "base", "other", "asked", "mean_base", "mean_other", "n", "difference", "low", "high"),
+    *("p", "dz", "p_adjusted", "verdict"),
+)
 
 
 def answer(measured: Measured) -> pd.Series:
@@ -112,12 +116,12 @@ def units(measured: Measured) -> dict[str, str]:
 def tests(measured: Measured) -> pd.DataFrame:
     """One row a question and other model, paired over units, corrected over all questions put to one pair.
 
-    Empty for one model.
+    Without rows for one model.
     """
     others = [label for label in measured.labels if label != measured.base]
     asked = measures(measured)
     found = [corrected(table) for table in (_paired(measured, asked, other) for other in others) if len(table)]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(COLUMNS))
 
 
 def _paired(measured: Measured, asked: pd.DataFrame, other: str) -> pd.DataFrame:

@@ -71,6 +71,7 @@ def render(found: Measured, figures: Figures) -> str:
         verdicts=Finished(to_markdown(verdict_table(found))),
         tables={name: Finished(to_markdown(table)) for name, table in tables(found).items() if len(table)},
         figure=figures.show,
+        headline=headline(found),
         raw=lambda label: Finished(fenced(raw_scores(found, label))),
         limits=limits(found),
     )
@@ -90,6 +91,20 @@ def title(found: Measured) -> Sentence:
     return Sentence(
         "What changed between {base} and {other}, and how far the answer can be trusted",
         {"base": found.base, "other": found.adapted},
+    )
+
+
+def headline(found: Measured) -> Sentence:
+    """The caption of the first figure."""
+    rows = observations.pair_rows(found)
+    if rows.empty or found.headline not in set(rows["text"]):
+        return Sentence(
+            "What each word adds to the log-probability of the answer under {label}; the grey bar is its error.",
+            {"label": found.base},
+        )
+    return Sentence(
+        "Left: what each word adds to the log-probability of the answer under both models. Right: the difference over "
+        "its noise floor; a filled mark counts."
     )
 
 

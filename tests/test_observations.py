@@ -1,0 +1,191 @@
+"""Every branch of what the tables may say, forced both ways, with its numbers computed another way."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+from synthetic import measured, refreshed
+
+from xai_utils import limits, observed_methods
+from xai_utils import observations as say
+from xai_utils.measured import Measured
+
+PAIR = ("base", "ru-ts")
+
+
+def changed(found: Measured, name: str, change) -> Measured:
+    """The same with one table changed and what follows from it computed again."""
+    return refreshed(replace(found, tables={**found.tables, name: change(found.tables[name].copy())}))
+
+
+def set_where(column: str, value: object, **where: object):
+    def change(table: pd.DataFrame) -> pd.DataFrame:
+        rows = np.logical_and.reduce([table[name] == wanted for name, wanted in where.items()])
+        table.loc[rows, column] = value
+        return table
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def pair() -> Measured:
+    return measured((*PAIR, "shuffled"))
+
+
+@pytest.fixture(scope="module")
+def single() -> Measured:
+    return measured(("base",))
+
+
+def test_largest_differences_are_those_of_the_scores(pair):
+    scores = pair.table("word_scores")
+    rows = scores[(scores["text"] == "planets") & (scores["method"] == "integrated_gradients") & scores["is_word"]]
+    wide = rows.pivot(index="word", columns=["model", "baseline"], values="score")
+    change = wide["ru-ts"] - wide["base"]
+    stable = change[np.sign(change["mean"]) == np.sign(change["eos"])]["mean"]
+    best = stable.reindex(stable.abs().sort_values(ascending=False).index)[:3]
+    said = str(say.largest_differences(pair))
+    assert re.findall("“([^”]+)” \\(", said) == best.index.tolist()
+    assert re.findall(r"a difference of (\S+)", said) == [f"{value:+.2f}" for value in best]
+    assert f"floor of {np.hypot(0.02, 0.02):.2g}" in said
+
+
+def test_no_word_differs_between_a_model_and_itself(pair):
+    def twin(scores: pd.DataFrame) -> pd.DataFrame:
+        own = scores[scores["model"] == "base"]
+        return pd.concat([own, own.assign(model="ru-ts", role="adapted")], ignore_index=True)
+
+    same = changed(measured(PAIR), "word_scores", twin)
+    assert "no word differs between base and ru-ts" in str(say.largest_differences(same))
+    assert "0 of 35 words differ" in str(say.real_differences(same))
+
+
+def test_a_difference_within_the_floor_does_not_count():
+    wide = changed(measured(PAIR), "word_scores", lambda scores: scores.assign(error=50.0))
+    assert "no word differs" in str(say.largest_differences(wide))
+
+
+def test_what_did_not_converge_is_not_compared_and_is_counted(pair):
+    failed = changed(pair, "certificates", set_where("converged", False, text="planets", model="ru-ts"))
+    assert "did not converge" in str(say.largest_differences(failed))
+    assert "6 words are left out" in str(say.real_differences(failed))
+    assert "left out" not in str(say.real_differences(pair))
+    said = str(say.convergence(failed))
+    assert said.startswith("**1 of 18 certificates") and "“planets” under ru-ts" in said
+    assert limits.certificates(failed) == say.convergence(failed) and limits.certificates(pair) is None
+    assert str(say.convergence(pair)).startswith("All 18 certificates")
+
+
+def test_the_original_rule_both_ways(pair):
+    assert "none of 18 converged" in str(say.original_setting(pair))
+    good = changed(pair, "certificates", set_where("converged", True, method="fixed_steps", text="bird"))
+    assert "3 of 18 converged" in str(say.original_setting(good))
+    errors = pair.table("certificates").query("method == 'fixed_steps'")["relative_delta"]
+    assert f"{errors.median():.0%}" in str(say.original_setting(pair))
+
+
+def test_answers_count_the_texts_on_which_the_twin_is_better(pair):
+    table = pair.table("certificates").query("method == 'integrated_gradients' and baseline == 'mean'")
+    wide = table.pivot(index="text", columns="model", values="f_input")
+    change = wide["ru-ts"] - wide["base"]
+    said = str(say.answers(pair))
+    assert f"in {(change > 0).sum()} of 6 texts" in said and f"{change.mean():+.2f} nats" in said
+    better = changed(pair, "certificates", set_where("f_input", 0.0, model="ru-ts"))
+    assert "in 6 of 6 texts" in str(say.answers(better))
+
+
+def test_controls_stand_in_the_order_of_their_distance(pair):
+    rows = pair.table("difference").query("method == 'integrated_gradients'")
+    means = rows["difference"].abs().groupby(rows["other"]).mean()
+    said = str(say.controls(pair))
+    assert re.findall(r"(ru-ts|shuffled) (\d+\.\d+)", said) == [
+        (label, f"{means[label]:.2f}") for label in means.sort_values(ascending=False).index
+    ]
+    near = changed(
+        pair, "word_scores", lambda scores: scores.assign(score=scores["score"].where(scores["model"] != "ru-ts", 99.0))
+    )
+    assert str(say.controls(near)).index("ru-ts") < str(say.controls(near)).index("shuffled")
+    assert say.controls(measured(PAIR)) is None
+    assert limits.no_controls(measured(PAIR)) is not None and limits.no_controls(pair) is None
+
+
+def test_questions_are_said_by_their_verdict(pair):
+    none, rows = str(say.tested(pair)), pair.table("questions")
+    assert "none finds a difference" in none and rows.iloc[0]["asked"] in none
+    found = rows.assign(verdict="difference")
+    every = say.tested(replace(pair, tables={**pair.tables, "questions": found}))
+    assert "8 find a difference" in str(every) and "no difference found" not in str(every)
+    assert f"{rows.iloc[0]['difference']:+.2g}" in str(every)
+
+
+def test_pieces_are_tokens_over_words(pair):
+    table = pair.table("tokenization")
+    part = table[table["text"].isin(["planets", "moons", "proverb"]) & (table["model"] == "base")]
+    assert f"{part['tokens'].sum() / part['words'].sum():.2f} under base" in str(say.pieces(pair)).split("ru:")[1]
+
+
+def test_rank_correlation_between_models(pair):
+    rows = pair.table("difference").query("method == 'ablation' and other == 'ru-ts'")
+    values = [spearmanr(part["score_base"], part["score_other"]).statistic for _, part in rows.groupby("text")]
+    assert f"ablation {np.mean(values):.2f}" in str(say.between_models(pair))
+
+
+def test_highest_words_are_the_highest_and_certified(pair):
+    rows = pair.words("ablation").query("model == 'base' and text == 'planets'")
+    top = rows.loc[rows["score"].idxmax(), "word"]
+    assert f"“{top}” by ablation" in str(observed_methods.highest_words(pair))
+    assert "fixed steps" not in str(observed_methods.highest_words(pair))
+
+
+def test_most_and_least_alike_methods(pair):
+    table = pair.table("agreement").query("model != 'shuffled'")
+    means = table.groupby(["method_a", "method_b"])["spearman"].mean()
+    said = str(observed_methods.closest_methods(pair))
+    assert f"({means.max():.2f})" not in said and f"{means.max():.2f} on average" in said
+    assert said.endswith(f"({means.min():.2f}).") and means.idxmin()[1].replace("_", " ") in said
+    two = table.query("method_a == 'ablation'")
+    one = observed_methods.closest_methods(replace(pair, tables={**pair.tables, "agreement": two}))
+    assert str(one) == f"The ranks of ablation and sensitivity correlate by {two['spearman'].mean():.2f} on average."
+
+
+def test_methods_against_random_orders(pair):
+    tests = pair.table("faithfulness")
+    means = tests[tests["model"] == "base"].query("baseline != 'eos'").groupby("method")["comprehensiveness"].mean()
+    assert f"under base {means.idxmax().replace('_', ' ')}, by {means.max():.2f} nats" in str(
+        observed_methods.faithful(pair)
+    )
+    none = tests.assign(comprehensiveness_beats_random=False)
+    weak = str(observed_methods.unfaithful(replace(pair, tables={**pair.tables, "faithfulness": none})))
+    assert weak.startswith("4 of 4 methods") and "ablation (0 of 12)" in weak
+    every = tests.assign(comprehensiveness_beats_random=True)
+    assert str(observed_methods.unfaithful(replace(pair, tables={**pair.tables, "faithfulness": every}))).startswith(
+        "All 4"
+    )
+
+
+def test_heads_that_rest_on_the_first_position(pair):
+    assert "4 of 4 heads under base" in str(observed_methods.sinks(pair))
+    less = changed(pair, "attention_heads", set_where("sink", 0.1, model="base", head=1))
+    assert "2 of 4 heads under base and 4 of 4 heads under ru-ts" in str(observed_methods.sinks(less))
+
+
+def test_one_model_says_so_and_compares_nothing(single, pair):
+    assert "one model, base" in str(say.one_model(single)) and say.one_model(pair) is None
+    silent = (say.largest_differences, say.real_differences, say.tested, say.controls, say.answers, say.between_models)
+    assert [observation(single) for observation in silent] == [None] * len(silent)
+
+
+def test_nothing_is_said_without_tables(pair):
+    empty = Measured(pair.study, {})
+    assert [observation(empty) for observation in say.ALL + observed_methods.ALL] == [None] * 15
+
+
+def test_cut_texts_are_named(pair):
+    assert limits.truncated(pair) is None
+    cut = changed(pair, "tokenization", set_where("truncated", 7, text="bird", model="base"))
+    assert str(limits.truncated(cut)) == "1 text was cut to 128 tokens: “bird” under base by 7 tokens."

@@ -84,7 +84,8 @@ class Explorer(ipy.VBox):
                 with watch:
                     view = self._compute(**values)
                     png, alt, line = view.png(), view.alt, html.escape(view.line)
-                line += f" <small>({time.monotonic() - begun:.1f} s, {watch.passes:.0f} passes)</small>"
+                cost = f"{watch.passes:.0f} passes through a model" if watch.passes else "remembered"
+                line += f" <small>({cost}, {time.monotonic() - begun:.1f} s)</small>"
             except Stopped:
                 line = f"<b>Stopped</b> after {watch.passes:.0f} passes."
             except UserError as error:
@@ -124,11 +125,10 @@ def _problem(text: str) -> str:
 
 
 def _grid(controls: Mapping[str, ipy.DOMWidget]) -> ipy.Widget:
-    """Texts over the whole width, the others beside each other, as many as fit."""
-    wide = [control for control in controls.values() if isinstance(control, ipy.Text)]
-    narrow = [control for control in controls.values() if control not in wide]
-    columns = ipy.Layout(grid_template_columns="repeat(auto-fit, minmax(240px, 1fr))", width="100%")
-    return ipy.VBox([*wide, ipy.GridBox(narrow, layout=columns)])
+    """The text over the whole width, the others beside each other, as many as fit."""
+    columns = ipy.Layout(grid_template_columns="repeat(auto-fit, minmax(240px, 1fr))", grid_gap="0 12px")
+    rest = [control for name, control in controls.items() if name != "text"]
+    return ipy.VBox([*(controls[name] for name in controls if name == "text"), ipy.GridBox(rest, layout=columns)])
 
 
 # ---- controls
@@ -136,7 +136,7 @@ def _grid(controls: Mapping[str, ipy.DOMWidget]) -> ipy.Widget:
 
 def _text(label: str, value: str | None, hint: str = "") -> ipy.Text:
     """A line of text that counts when Enter is pressed or the line is left."""
-    look: dict[str, Any] = {"style": LABEL, "layout": {"width": "98%"}}
+    look: dict[str, Any] = {"style": LABEL, "layout": {"width": "auto"}}
     return ipy.Text(value or "", description=label, placeholder=hint, continuous_update=False, **look)
 
 
@@ -157,7 +157,7 @@ def _number(label: str, most: int) -> ipy.IntSlider:
 
 def _texts(book: Explainer, contrast: bool = True) -> dict[str, ipy.Text]:
     first = book.study.texts[0]
-    answer = _text("Answer", first.answer, "empty: the model's own next token; begin with a space")
+    answer = _text("Answer", first.answer, "the model's own next token")
     lines = {"text": _text("Text", first.text, "any sentence"), "answer": answer}
     return lines | ({"contrast": _text("Instead of", first.contrast, "for the target contrast")} if contrast else {})
 
@@ -212,7 +212,9 @@ def attention(book: Explainer) -> Explorer:
 
 def influence(book: Explainer) -> Explorer:
     """What the target does when one token or word is taken away, or shaken with noise of size sigma."""
-    chosen = {"model": _choice("Model", list(book.models))} | _setting(book, ["ablation", "sensitivity"])
+    chosen = {"model": _choice("Model", list(book.models))} | _setting(
+        book, [name for name, line in METHODS.items() if line.family == "influence"]
+    )
     sigma = ipy.FloatLogSlider(book.study.sigma, min=-3, max=1, step=0.25, description="Sigma", style=LABEL)
     sigma.continuous_update, sigma.layout.width = False, "auto"
     rest = {"sigma": sigma, "by": _rows("word"), "keep_sink": _flag("Keep the first position", book.study.keep_sink)}

@@ -48,6 +48,19 @@ def report(study: StudyFile = PUBLISHED, timeout: CellTime = 3600) -> None:
 
 
 @app.command()
+def evidence(
+    only: Annotated[str | None, typer.Option("--only", help="baselines or corpus")] = None,
+    pairs: Annotated[
+        int | None, typer.Option("--pairs", min=1, help="of a group of the corpus, the first ones")
+    ] = None,
+) -> None:
+    """Run the long studies behind report/evidence/; a run that was stopped goes on where it was."""
+    from xai_utils import evidence
+
+    print(evidence.run(only, pairs))
+
+
+@app.command()
 def methods() -> None:
     """List the attribution methods that a study may name."""
     from xai_utils.explain import METHODS

@@ -1,0 +1,356 @@
+"""The long studies on tiny models, and their tables and sentences on tables made by hand."""
+
+import inspect
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from tests.tiny import tiny_loaded
+from xai_utils import evidence, evidence_sentences, explain
+from xai_utils import evidence_tables as tables_of
+from xai_utils.compare import paired_test
+from xai_utils.explain import METHODS, Explainer
+from xai_utils.measured import IG
+from xai_utils.study import Study, UserError, load_study
+from xai_utils.text import words
+
+# ---- the corpus as it stands
+
+
+def test_the_corpus_is_thirty_pairs_in_six_groups():
+    study = load_study(evidence.CORPUS)
+    texts = {entry.id: entry for entry in study.texts}
+    assert len(texts) >= 60
+    assert {entry.language for entry in texts.values()} == {"ru", "en"}
+    for entry in texts.values():
+        twin = texts[entry.pair]
+        assert twin.pair == entry.id and twin.group == entry.group and twin.language != entry.language
+        assert entry.answer.startswith(" ") and tables_of.is_punctuation(entry.answer[-1])
+        assert bool(entry.contrast) == bool(twin.contrast)
+    counts = pd.Series([entry.group for entry in texts.values()]).value_counts()
+    assert set(counts.index) == {"fact", "agreement", "negation", "idiom", "numeral", "name"} and set(counts) == {10}
+    asked = [entry for entry in texts.values() if entry.text.endswith("?")]
+    assert len({evidence.observation(entry) for entry in asked}) >= 6  # else no test over pairs could pass
+
+
+def test_no_two_texts_of_the_corpus_share_a_frame():
+    for language in ("ru", "en"):
+        read = [entry.text for entry in load_study(evidence.CORPUS).texts if entry.language == language]
+        starts = [tuple(word.text.casefold() for word in words(text)[:3]) for text in read]
+        assert len(set(starts)) == len(starts)
+
+
+def test_the_further_texts_are_eight_others():
+    default, further, corpus = (load_study(name) for name in (evidence.DEFAULT, evidence.FURTHER, evidence.CORPUS))
+    both = evidence.joined(default, further)
+    assert len(both.texts) == 16 and not both.published
+    everything = [entry.text for study in (both, corpus) for entry in study.texts]
+    assert len(set(everything)) == len(everything)
+
+
+def test_first_pairs_of_every_group():
+    study = load_study(evidence.CORPUS)
+    some = evidence.first_texts(study, 1)
+    assert [entry.id for entry in some.texts[:2]] == ["mercury", "mercury-ru"]
+    assert len(some.texts) == 12 and len({entry.group for entry in some.texts}) == 6
+    assert evidence.first_pairs(study, None) == [entry.id for entry in study.texts]
+    assert set(evidence.first_pairs(study, 1)) < set(evidence.first_pairs(study, 2))
+
+
+# ---- tables from tables
+
+
+def words_of(values, text="t", model="a", method=IG, baseline="mean", sink="kept", marks=None, pieces=None):
+    shown = marks or [f"w{index}" for index in range(len(values))]
+    keys = {"study": "s", "text": text, "model": model, "role": "base", "target": "logprob", "target_text": " x."}
+    keys |= {"method": method, "baseline": baseline, "sink": sink, "unit": "nats", "additive": True, "is_word": True}
+    return [
+        keys
+        | {"word": word, "start": 3 * place, "end": 3 * place + 1, "pieces": (pieces or [1] * len(values))[place]}
+        | {"score": value, "error": 0.01}
+        for place, (word, value) in enumerate(zip(shown, values, strict=True))
+    ]
+
+
+def proof(text="t", model="a", baseline="mean", sink="kept", converged=True, evaluations=100, **more):
+    keys = {"text": text, "model": model, "target": "logprob", "target_text": " x.", "method": IG}
+    keys |= {"baseline": baseline, "sink": sink, "tolerance": 0.01, "budget": 1000, "f_input": -3.0}
+    return keys | {"converged": converged, "evaluations": evaluations} | more
+
+
+def test_what_a_baseline_costs():
+    proofs = pd.DataFrame(
+        [
+            proof("t", evaluations=100),
+            proof("u", evaluations=400),
+            proof("v", evaluations=1000, converged=False),
+            proof("t", baseline="eos", evaluations=50, budget=300),
+            proof("u", baseline="eos", evaluations=300, budget=300, converged=False),
+        ]
+    )
+    scores = words_of([1.0, 2.0, 3.0, 4.0]) + words_of([1.0, 3.0, 2.0, 4.0], baseline="eos")
+    scores += words_of([1.0, 2.0, 3.0], "u") + words_of([3.0, 2.0, 1.0], "u", baseline="eos")
+    table = tables_of.baseline_table(pd.DataFrame(scores), proofs, limit=300).set_index("baseline")
+    assert table.loc["mean", "certified"] == pytest.approx(2 / 3)
+    assert table.loc["mean", "certified_within"] == pytest.approx(1 / 3)
+    assert table.loc["mean", ["evaluations_median", "evaluations_max", "rank_mean"]].tolist() == [400, 1000, 1]
+    assert table.loc["eos", ["certified", "certified_within", "rank_cases"]].tolist() == [0.5, 0.5, 1]
+    assert table.loc["eos", "rank_mean"] == pytest.approx(stats.spearmanr([1, 2, 3, 4], [1, 3, 2, 4]).statistic)
+    assert tables_of.best_baseline(table.reset_index()) == "eos"
+
+
+def corpus_tables(values, base_values):
+    """Tables of several texts under base `a` and twin `b`, with marks, ablation and a run that moves the sink."""
+    scores, proofs, tokens = [], [], []
+    for index, (own, start) in enumerate(zip(values, base_values, strict=True)):
+        text, marks = f"t{index}", [*(f"w{i}" for i in range(len(own) - 2)), ",", "?"]
+        for model, row in (("a", start), ("b", own)):
+            scores += words_of(row, text, model, marks=marks, pieces=[1, 2, 3, 1, 1])
+            scores += words_of(row[::-1], text, model, "ablation", marks=marks, pieces=[1, 2, 3, 1, 1])
+            proofs += [proof(text, model), proof(text, model, sink="moved")]
+            keys = {
+                "text": text,
+                "model": model,
+                "target": "logprob",
+                "method": IG,
+                "baseline": "mean",
+                "sink": "moved",
+            }
+            tokens += [keys | {"position": place, "score": value} for place, value in enumerate([-4.0, *row])]
+    return {
+        name: pd.DataFrame(rows)
+        for name, rows in (("word_scores", scores), ("certificates", proofs), ("attributions", tokens))
+    }
+
+
+EVEN = [[1.0, 1.1, 0.9, 1.0, -1.0 - index / 50] for index in range(8)]
+PEAKED = [[5.0, 0.3, 0.2, 0.1, -0.1 - index / 50] for index in range(8)]
+
+
+def test_measures_against_what_a_hand_computes():
+    tables = corpus_tables(EVEN, PEAKED)
+    found = tables_of.measures(tables).set_index(["measure", "text", "model"])["value"]
+    row = np.array(PEAKED[2])
+    assert found["question_mark", "t2", "a"] == pytest.approx(row[4] / np.abs(row).sum())
+    assert found["other_marks", "t2", "a"] == pytest.approx(row[3] / np.abs(row).sum())
+    assert found["question_mark_ablation", "t2", "a"] == pytest.approx(row[0] / np.abs(row).sum())
+    assert found["negative", "t2", "a"] == pytest.approx(-row[4] / np.abs(row).sum())
+    assert found["first_position", "t2", "a"] == pytest.approx(-4 / (4 + np.abs(row).sum()))
+    assert found["entropy", "t2", "a"] == pytest.approx(stats.entropy(np.abs(row) / np.abs(row).sum()) / math.log(5))
+    assert found["answer", "t2", "a"] == pytest.approx(-3 / len(" x."))
+    assert found["pieces", "t2", "a"] == pytest.approx(8 / 5)
+    assert found["agreement_ablation", "t2", "a"] == pytest.approx(stats.spearmanr(row, row[::-1]).statistic)
+    apart = np.abs(stats.rankdata(row) - stats.rankdata(row[::-1]))
+    assert found["cut", "t2", "a"] == pytest.approx(stats.spearmanr([1, 2, 3, 1, 1], apart).statistic)
+
+
+def test_what_did_not_converge_is_not_measured():
+    tables = corpus_tables(EVEN, PEAKED)
+    failed = (tables["certificates"]["text"] == "t1") & (tables["certificates"]["model"] == "a")
+    tables["certificates"].loc[failed, "converged"] = False
+    found = tables_of.measures(tables)
+    left = found[(found["text"] == "t1") & (found["model"] == "a")]["measure"]
+    assert set(left) == {"question_mark_ablation", "other_marks_ablation", "answer"}
+
+
+def test_every_question_gets_its_verdict_and_swapping_the_models_turns_it():
+    pairs = {f"t{index}": f"t{index}" for index in range(8)}
+    found = tables_of.tests(tables_of.measures(corpus_tables(EVEN, PEAKED)), pairs, "a")
+    verdicts = found.set_index(["question", "model", "paired"])["verdict"]
+    assert verdicts["entropy", "b", True] == verdicts["gini", "b", True] == "holds"
+    assert verdicts["question_mark", "a", False] == verdicts["question_mark", "b", False] == "holds"
+    assert verdicts["question_mark_ablation", "a", False] == "the opposite holds"
+    assert verdicts["first_position", "a", False] == "holds"
+    assert verdicts["pieces", "b", True] == "no difference found"
+    assert (found["p_adjusted"] >= found["p"] - 1e-12).all()
+    turned = tables_of.tests(tables_of.measures(corpus_tables(PEAKED, EVEN)), pairs, "a")
+    assert turned.set_index(["question", "model", "paired"])["verdict"]["entropy", "b", True] == "the opposite holds"
+    same = tables_of.tests(tables_of.measures(corpus_tables(EVEN, EVEN)), pairs, "a")
+    assert set(same[same["paired"]]["verdict"]) == {"no difference found"}
+
+
+def test_the_two_texts_of_a_pair_are_one_observation():
+    measured = tables_of.measures(corpus_tables(EVEN, PEAKED))
+    pairs = {f"t{index}": f"p{index // 2}" for index in range(8)}
+    row = tables_of.tests(measured, pairs, "a").set_index(["question", "paired"]).loc[("entropy", True)]
+    wide = measured[measured["measure"] == "entropy"].pivot_table(index="text", columns="model", values="value")
+    by_hand = wide.groupby(wide.index.map(pairs)).mean()
+    assert row["n"] == 4
+    assert row["p"] == paired_test(by_hand["a"], by_hand["b"])["p"]
+    assert row["difference"] == pytest.approx((wide["b"] - wide["a"]).mean())
+
+
+def test_differences_are_counted_over_texts_with_two_baselines():
+    tables = corpus_tables(EVEN, PEAKED)
+    shown = [
+        row
+        for model, values in (("a", PEAKED[0]), ("b", EVEN[0]))
+        for row in words_of(values, "t0", model, baseline="eos", marks=["w0", "w1", "w2", ",", "?"])
+    ]
+    tables["word_scores"] = pd.concat([tables["word_scores"], pd.DataFrame(shown)])
+    found = tables_of.changes(tables, "a", ("mean", "eos")).set_index("model")
+    assert found.loc["b", ["texts", "words", "real"]].tolist() == [1, 5, 5]
+    assert found.loc["b", "mean_size"] == pytest.approx(np.abs(np.subtract(EVEN[0], PEAKED[0])).mean())
+
+
+# ---- the run itself
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The command on tiny models and a few texts of the real studies; counts what is computed."""
+    monkeypatch.setenv("XAI_RUNS", str(tmp_path / "runs"))
+    models = [
+        tiny_loaded("llama", label="base"),
+        tiny_loaded("llama", seed=1, label="twin", role="adapted"),
+        tiny_loaded("llama", seed=2, label="shuffled", role="control"),
+    ]
+    real = {name: load_study(name) for name in (evidence.DEFAULT, evidence.FURTHER, evidence.CORPUS)}
+
+    few = {"mercury", "mercury-ru", "apples", "apples-ru", "boiling", "boiling-ru"}
+
+    def small(name):
+        texts = [entry for entry in real[name].texts if name != evidence.CORPUS or entry.id in few]
+        return Study(
+            name="small",
+            models=tuple(model.entry for model in models),
+            texts=tuple(texts if name == evidence.CORPUS else texts[:1]),
+            budget=200,
+            tolerance=0.2,
+            methods=(IG, "ablation", "attention"),
+        )
+
+    computed = []
+    for name in (IG, "ablation", "attention"):
+        line = METHODS[name]
+
+        def counted(*args, _line=line, **settings):
+            computed.append(args[1].text_id)
+            return _line.function(*args, **settings)
+
+        counted.__module__, counted.__name__ = line.function.__module__, line.function.__name__
+        counted.__signature__ = inspect.signature(line.function)
+        monkeypatch.setitem(METHODS, name, explain.Method(counted, "", line.fixed))
+    monkeypatch.setattr(evidence, "load_study", small)
+    monkeypatch.setattr(explain, "load", lambda entry: next(m for m in models if m.label == entry.label))
+    return tmp_path / "evidence", computed
+
+
+def test_a_killed_run_goes_on_where_it_was(tiny, monkeypatch):
+    folder, computed = tiny
+    tables, asked = Explainer.tables, []
+
+    def killed(book, *args, **settings):
+        asked.append(settings)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return tables(book, *args, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Explainer, "tables", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evidence.run("baselines", folder=folder)
+    assert set(evidence.read(folder)["baselines"]["baseline"]) == {"mean", "eos"}  # published as far as it came
+    before = len(computed)
+    evidence.run("baselines", folder=folder)
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before > 0 and len(computed) > before
+    done = len(computed)
+    evidence.run("baselines", folder=folder)
+    assert len(computed) == done  # nothing a second time
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    table = evidence.read(folder)["baselines"]
+    assert table[["baseline", "sink"]].to_numpy().tolist() == [
+        ["mean", "kept"], ["eos", "kept"], ["space", "kept"], ["zero", "kept"],
+        ["sampled", "kept"], ["mean", "moved"], ["zero", "moved"],
+    ]  # fmt: skip
+
+
+def test_the_corpus_study_answers_its_questions(tiny):
+    folder, computed = tiny
+    summary = evidence.run("corpus", folder=folder)
+    tables = evidence.read(folder)
+    tests = tables["corpus_tests"]
+    asked = {(question.measure, question.paired) for question in tables_of.QUESTIONS}
+    missing = asked - set(tests[["question", "paired"]].itertuples(index=False, name=None))
+    assert missing == set()
+    assert set(tests[tests["paired"]]["model"]) == {"twin", "shuffled"}
+    assert set(tests["verdict"]) <= {"holds", "the opposite holds", "difference", "no difference found"}
+    assert set(tables["corpus_changes"]["model"]) == {"twin", "shuffled"}
+    assert (tables["corpus_changes"]["real"] > 0).all()
+    text = summary.read_text(encoding="utf-8")
+    assert "## The original's claims" in text and "spreads importance more evenly" in text
+    done = len(computed)
+    evidence.run("corpus", folder=folder)
+    assert len(computed) == done
+
+
+def test_fewer_pairs_are_a_smaller_study(tiny):
+    folder, computed = tiny
+    evidence.run("corpus", pairs=1, folder=folder)
+    assert len(set(evidence.read(folder)["corpus_measures"]["text"])) == 4
+
+
+def test_an_unknown_part_is_an_error():
+    with pytest.raises(UserError, match="--only corpora: expected baselines or corpus"):
+        evidence.run("corpora")
+
+
+# ---- sentences
+
+
+def test_a_sentence_follows_its_table():
+    row = {"sink": "kept", "cases": 32, "limit": 300, "budget": 1000, "tolerance": 0.01, "certified": 0.97}
+    row |= {"evaluations_max": 800, "rank_mean": 0.9, "rank_least": 0.5, "rank_cases": 30, "default": "mean"}
+    table = pd.DataFrame(
+        [
+            row | {"baseline": "mean", "certified_within": 0.91, "evaluations_median": 96.0},
+            row | {"baseline": "eos", "certified_within": 0.84, "evaluations_median": 128.0},
+        ]
+    )
+    said = str(evidence_sentences.default_baseline({"baselines": table}))
+    assert "mean certifies most of 32 cases within 300" in said and "91%" in said and "it is the default" in said
+    table.loc[1, "certified_within"] = 0.95
+    said = str(evidence_sentences.default_baseline({"baselines": table}))
+    assert "eos certifies most" in said and "the default, mean, certifies 91%, in the median after 96" in said
+    assert "at most 800" in str(evidence_sentences.published_setting({"baselines": table}))
+    assert "eos with the sink kept 0.90 (least 0.50, 30 cases)" in str(evidence_sentences.ranks({"baselines": table}))
+
+
+def claims(verdict, difference=-0.2, **more):
+    row = {"question": "entropy", "asked": "evenness", "paired": True, "claim": tables_of.EVEN, "sign": 1}
+    row |= {"model": "b", "base": "a", "role": "adapted", "baseline": "mean", "default": "mean", "sink": "kept"}
+    row |= {
+        "mean_base": 0.8,
+        "mean": 0.6,
+        "difference": difference,
+        "low": -0.3,
+        "high": -0.1,
+        "p_adjusted": 0.01,
+        "n": 30,
+    }
+    return pd.DataFrame([row | {"verdict": verdict} | more])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [("holds", "holds."), ("the opposite holds", "is turned round."), ("no difference found", "is not shown")],
+)
+def test_a_claim_is_told_with_its_verdict(verdict, said):
+    (sentence,) = evidence_sentences.corpus_claims({"corpus_tests": claims(verdict)})
+    assert f"evenly” {said}" in str(sentence)
+    assert "0.6 under b, 0.8 under a, change -0.2" in str(sentence) and "over 30 pairs" in str(sentence)
+
+
+def test_a_finding_that_turns_with_the_baseline_is_said_to():
+    both = pd.concat([claims("holds"), claims("holds", 0.1, baseline="zero")])
+    assert "depends on the baseline" in str(evidence_sentences.turned({"corpus_tests": both}))
+    both = pd.concat([claims("holds"), claims("holds", -0.1, baseline="zero")])
+    assert str(evidence_sentences.turned({"corpus_tests": both})).startswith("No change between the models")
+
+
+def test_nothing_is_said_without_tables():
+    assert all(sentences == [] for sentences in evidence_sentences.said({}).values())

@@ -1,0 +1,218 @@
+"""The long studies behind report/evidence/: what a baseline costs, and the original's claims over a corpus.
+
+Everything goes through the Explainer's cache, so a run that was killed goes on where it was; each step publishes what
+is there. `make report` reads the published tables and never runs this.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from xai_utils import evidence_tables as tables_of
+from xai_utils.evidence_sentences import said
+from xai_utils.explain import Explainer
+from xai_utils.formats import to_markdown
+from xai_utils.measured import IG
+from xai_utils.results import provenance, rounded, write_text, write_whole
+from xai_utils.study import ROOT, Study, TextEntry, UserError, load_study
+
+FOLDER = ROOT / "report" / "evidence"
+DEFAULT, FURTHER, CORPUS = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus"))
+PARTS = ("baselines", "corpus")
+
+KEPT = ("mean", "eos", "space", "zero")  # baselines tried on every text, the study's own first
+DRAWS = 4  # of random tokens, for the sampled baseline
+LIMIT = 300  # gradient evaluations for baselines that are only tried
+MOVED_TEXTS = 4  # texts, the first of both studies by turns, on which every position is moved, or draws are averaged
+SUBSET = 1  # pairs of every group for the other baselines and the controls
+MOVED_PAIRS = 2  # pairs of every group for the run that moves the sink
+MOVED_TOLERANCE = 0.05  # a large share is seen at five percent, at half the cost
+
+
+def run(only: str | None = None, pairs: int | None = None, folder: Path = FOLDER) -> Path:
+    """Compute and publish `only` the baselines or the corpus, or both; `pairs` limits the corpus, a group.
+
+    Returns the summary. Raises UserError for an unknown part and whatever the models and studies raise.
+    """
+    if only not in (None, *PARTS):
+        raise UserError(f"--only {only}: expected {' or '.join(PARTS)}; leave it out for both")
+    if only != "corpus":
+        run_baselines(Explainer(joined(load_study(DEFAULT), load_study(FURTHER))), folder)
+    if only != "baselines":
+        run_corpus(Explainer(first_texts(load_study(CORPUS), pairs)), folder)
+    return summarise(folder)
+
+
+def joined(published: Study, further: Study) -> Study:
+    """The published study with the further texts behind its own: same models, same settings."""
+    return published.model_copy(update={"texts": published.texts + further.texts, "published": False})
+
+
+def observation(entry: TextEntry) -> str:
+    """The name of a translation pair: that of its first text in the alphabet."""
+    return min(entry.id, entry.pair or entry.id)
+
+
+def first_pairs(study: Study, count: int | None) -> list[str]:
+    """Texts of the first `count` translation pairs of every group, in the study's order; all without a count."""
+    seen: dict[str | None, list[str]] = {}
+    chosen = []
+    for entry in study.texts:
+        pairs = seen.setdefault(entry.group, [])
+        if observation(entry) not in pairs:
+            pairs.append(observation(entry))
+        if count is None or pairs.index(observation(entry)) < count:
+            chosen.append(entry.id)
+    return chosen
+
+
+def first_texts(study: Study, pairs: int | None) -> Study:
+    """The study cut to the first pairs of every group."""
+    keep = set(first_pairs(study, pairs))
+    return study.model_copy(update={"texts": tuple(entry for entry in study.texts if entry.id in keep)})
+
+
+def roles(study: Study) -> tuple[list[str], list[str]]:
+    """Labels of the pair (base first) and of the controls."""
+    by_role = {role: [m.label for m in study.models if m.role == role] for role in ("base", "adapted", "control")}
+    return by_role["base"][:1] + by_role["adapted"][:1], by_role["control"]
+
+
+# ---- baselines
+
+
+def run_baselines(book: Explainer, folder: Path) -> None:
+    """Integrated gradients at every baseline on all texts, and with every position moved on a few."""
+    study = book.study
+    scores, proofs = [], []
+    for found in baseline_steps(book):
+        scores.append(found["word_scores"])
+        proofs.append(found["certificates"])
+        certificates = pd.concat(proofs, ignore_index=True)
+        table = tables_of.baseline_table(pd.concat(scores, ignore_index=True), certificates, LIMIT)
+        publish(table.assign(default=study.baseline), "baselines", folder)
+        publish(certificates, "baselines_cases", folder)
+        publish(provenance(study, book.models.values()), "baselines_provenance", folder)
+        summarise(folder)
+
+
+def baseline_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
+    """The published baseline first, with its full budget, then the others; what moves every position on a few texts."""
+    study = book.study
+    pair, texts = roles(study)[0], [entry.id for entry in study.texts]
+    few = [texts[index * len(texts) // MOVED_TEXTS] for index in range(min(MOVED_TEXTS, len(texts)))]
+    steps: list[tuple[list[str], dict[str, Any]]] = []
+    for name in KEPT:
+        steps.append((texts, {"baseline": name, "budget": study.budget if name == study.baseline else LIMIT}))
+    steps += [
+        (few, {"baseline": "sampled", "draws": DRAWS, "budget": study.budget}),
+        (few, {"baseline": "mean", "keep_sink": False, "budget": study.budget}),
+        (few, {"baseline": "zero", "keep_sink": False, "budget": LIMIT}),
+    ]
+    for chosen, settings in steps:
+        announce(f"baselines: {settings}, {len(chosen)} texts")
+        found = book.tables([IG], chosen, pair, **settings)
+        found["certificates"] = found["certificates"].assign(budget=settings["budget"])
+        yield found
+
+
+# ---- corpus
+
+
+def run_corpus(book: Explainer, folder: Path) -> None:
+    """The corpus study step by step; the questions are put again after each, to all that is there."""
+    study = book.study
+    base = roles(study)[0][0]
+    observations = {entry.id: observation(entry) for entry in study.texts}
+    role = {model.label: model.role for model in study.models}
+    parts: list[dict[str, pd.DataFrame]] = []
+    for found in corpus_steps(book):
+        parts.append(found)
+        tables = {
+            name: pd.concat([part[name] for part in parts if len(part[name])], ignore_index=True) for name in found
+        }
+        measured = tables_of.measures(tables, study.baseline)
+        tests = tables_of.tests(measured, observations, base, study.seed)
+        told = tests.assign(role=tests["model"].map(role), base=base, default=study.baseline)
+        publish(told, "corpus_tests", folder)
+        publish(measured, "corpus_measures", folder)
+        publish(tables_of.changes(tables, base, study.baselines), "corpus_changes", folder)
+        publish(tables_of.proof_table(tables["certificates"]), "corpus_certificates", folder)
+        publish(provenance(study, book.models.values()), "corpus_provenance", folder)
+        summarise(folder)
+
+
+def corpus_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
+    """The pair on all texts; on the first pairs of each group the other baselines, the controls, and the moved sink."""
+    study = book.study
+    pair, controls = roles(study)
+    few, more = first_pairs(study, SUBSET), first_pairs(study, MOVED_PAIRS)
+    announce(f"{', '.join(study.methods)} on {len(study.texts)} texts")
+    yield book.tables(study.methods, models=pair)
+    for baseline in dict.fromkeys((*study.baselines[1:], "zero")):
+        announce(f"baseline {baseline}, {len(few)} texts")
+        yield book.tables([IG], few, pair, baseline=baseline)
+    for baseline in study.baselines if controls else ():
+        announce(f"controls, baseline {baseline}, {len(few)} texts")
+        yield book.tables([IG], few, controls, baseline=baseline)
+    announce(f"the sink moved, tolerance {MOVED_TOLERANCE}, {len(more)} texts")
+    yield book.tables([IG], more, pair, keep_sink=False, tolerance=MOVED_TOLERANCE)
+
+
+# ---- published files
+
+
+def announce(step: str) -> None:
+    print(step, file=sys.stderr, flush=True)
+
+
+def publish(frame: pd.DataFrame, name: str, folder: Path) -> None:
+    """Write one table as CSV, rounded, whole or not at all."""
+    table = frame.map(rounded)
+    write_whole(folder / f"{name}.csv", lambda file: table.to_csv(file, index=False, lineterminator="\n"))
+
+
+def read(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
+    """The published tables by name; none where nothing was published."""
+    tables = {file.stem: pd.read_csv(file) for file in sorted(folder.glob("[!.]*.csv"))}
+    return {name: table.fillna({"claim": ""}) if "claim" in table else table for name, table in tables.items()}
+
+
+SHOWN = {
+    "baselines": ["baseline", "sink", "cases", "budget", "certified", "certified_within", "evaluations_median"]
+    + ["evaluations_max", "rank_mean", "rank_least", "rank_cases"],
+    "corpus_tests": [
+        "claim",
+        "asked",
+        "model",
+        "baseline",
+        "sink",
+        "n",
+        "mean_base",
+        "mean",
+        "difference",
+        "low",
+        "high",
+    ]
+    + ["p_adjusted", "verdict"],
+    "corpus_changes": ["model", "texts", "words", "beyond_floor", "real", "mean_size"],
+    "corpus_certificates": ["model", "baseline", "sink", "cases", "tolerance", "certified", "evaluations_median"],
+}
+
+
+def summarise(folder: Path) -> Path:
+    """Write summary.md from the published tables: what they say, then the tables."""
+    tables = read(folder)
+    blocks = ["# Evidence", "Computed by `make evidence`; every sentence is computed from the tables beside this file."]
+    for heading, sentences in said(tables).items():
+        if sentences:
+            blocks += [f"## {heading}", *map(str, sentences)]
+    for name, columns in SHOWN.items():
+        if name in tables:
+            blocks += [f"## Table {name}", to_markdown(tables[name][columns])]
+    return write_text(folder / "summary.md", "\n\n".join(blocks) + "\n")

@@ -1,0 +1,210 @@
+"""The long studies in sentences, for the summary beside their tables and for the report.
+
+Read from the published tables alone, so that what is said and what is published cannot part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+
+from xai_utils.evidence_tables import FOUND, HOLDS, NONE, best_baseline
+from xai_utils.sentences import Sentence
+
+Tables = Mapping[str, pd.DataFrame]
+LEVEL = 0.95  # of the bootstrap intervals
+
+
+def _table(tables: Tables, name: str) -> pd.DataFrame:
+    return tables.get(name, pd.DataFrame())
+
+
+def default_baseline(tables: Tables) -> Sentence | None:
+    """Which baseline certifies most cases, and whether the published study uses it."""
+    table = _table(tables, "baselines")
+    if table.empty:
+        return None
+    rows = table[table["sink"] == "kept"].set_index("baseline")
+    best, own = best_baseline(table), str(table["default"].iloc[0])
+    row = rows.to_dict("index")[best]
+    facts = {"best": best, "own": own, "limit": row["limit"], "cases": row["cases"]}
+    facts |= {"share": row["certified_within"], "cost": row["evaluations_median"]}
+    form = (
+        "Of the baselines with the sink kept, {best} certifies most of {cases:#case/cases} within {limit} gradient "
+        "evaluations: {share:.0%}, in the median after {cost:.0f}"
+    )
+    if best == own:
+        return Sentence(form + "; it is the default.", facts)
+    facts |= {"own_share": rows.loc[own, "certified_within"], "own_cost": rows.loc[own, "evaluations_median"]}
+    return Sentence(
+        form + "; the default, {own}, certifies {own_share:.0%}, in the median after {own_cost:.0f}.", facts
+    )
+
+
+def published_setting(tables: Tables) -> Sentence | None:
+    """What the default baseline reaches with its full budget."""
+    table = _table(tables, "baselines")
+    if table.empty:
+        return None
+    row = table[(table["sink"] == "kept") & (table["baseline"] == table["default"])].iloc[0]
+    return Sentence(
+        "In the published setting (baseline {baseline}, the sink kept, up to {budget} gradient evaluations) "
+        "{certified:.0%} of {cases:#case is/cases are} certified at {tolerance:.0%}, in the median after {median:.0f} "
+        "evaluations, at most {most}.",
+        {
+            "baseline": row["baseline"],
+            "budget": int(row["budget"]),
+            "certified": row["certified"],
+            "cases": int(row["cases"]),
+            "tolerance": row["tolerance"],
+            "median": row["evaluations_median"],
+            "most": int(row["evaluations_max"]),
+        },
+    )
+
+
+def ranks(tables: Tables) -> Sentence | None:
+    """How much the order of the words depends on the baseline."""
+    table = _table(tables, "baselines")
+    if table.empty:
+        return None
+    rows = table[(table["baseline"] != "mean") | (table["sink"] != "kept")].dropna(subset="rank_mean")
+    if rows.empty:
+        return None
+    parts = tuple(
+        Sentence(
+            "{baseline} with the sink {sink} {mean:.2f} (least {least:.2f}, {n:#case/cases})",
+            {
+                "baseline": row.baseline,
+                "sink": row.sink,
+                "mean": row.rank_mean,
+                "least": row.rank_least,
+                "n": int(row.rank_cases),
+            },
+        )
+        for _, row in rows.sort_values("rank_mean", ascending=False).iterrows()
+    )
+    return Sentence(
+        "Mean rank correlation of the words' scores with those at the mean baseline: {parts}.", {"parts": parts}
+    )
+
+
+def unproven(tables: Tables) -> Sentence | None:
+    """How many certificates of the corpus study did not converge."""
+    table = _table(tables, "corpus_certificates")
+    if table.empty:
+        return None
+    failed = ((1 - table["certified"]) * table["cases"]).sum()
+    return Sentence(
+        "In the corpus study {failed} of {n:#attribution/attributions} did not converge; they take no part.",
+        {"failed": round(failed), "n": int(table["cases"].sum())},
+    )
+
+
+def corpus_claims(tables: Tables) -> list[Sentence]:
+    """Each claim of the original with its verdict, one sentence a claim, measure and model, at the study's baseline."""
+    rows = _main(_table(tables, "corpus_tests"))
+    return [_told(row) for _, row in rows.iterrows() if row["claim"]] if len(rows) else []
+
+
+def corpus_findings(tables: Tables) -> list[Sentence]:
+    """What was asked without a claim of the original's, told in the same way."""
+    rows = _main(_table(tables, "corpus_tests"))
+    return [_told(row) for _, row in rows.iterrows() if not row["claim"]] if len(rows) else []
+
+
+def _main(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the study's own baseline, of the pair alone; without an interval there is nothing to say."""
+    if table.empty:
+        return table
+    return table[(table["baseline"] == table["default"]) & (table["role"] != "control")].dropna(subset=["low", "high"])
+
+
+def _told(row: pd.Series) -> Sentence:
+    form = "{asked}: "
+    facts = {"asked": row["asked"][0].upper() + row["asked"][1:], "model": row["model"], "n": int(row["n"])}
+    facts |= {"mean": row["mean"], "low": row["low"], "high": row["high"], "p": row["p_adjusted"]}
+    if row["claim"]:
+        outcome = {HOLDS: "holds", NONE: "is not shown: no difference found"}.get(row["verdict"], "is turned round")
+        form = "“{claim}” " + outcome + ". " + form
+        facts["claim"] = row["claim"][0].upper() + row["claim"][1:]
+    if row["paired"]:
+        form += "{mean:.3g} under {model}, {start:.3g} under {base}, change {change:+.2g}"
+        facts |= {"start": row["mean_base"], "base": row["base"], "change": row["difference"]}
+    else:
+        form += "{mean:+.3g} under {model}"
+    form += ", {level:.0%} interval {low:+.2g} to {high:+.2g}, corrected p {p:.2g}, over {n:#pair/pairs} of texts"
+    facts["level"] = LEVEL
+    if not row["claim"]:
+        form += "; " + (FOUND if row["verdict"] == FOUND else NONE)
+    return Sentence(form + ".", facts)
+
+
+def turned(tables: Tables) -> Sentence | None:
+    """Which paired findings have the other sign at another baseline."""
+    table = _table(tables, "corpus_tests")
+    if table.empty:
+        return None
+    rows = table[table["paired"].astype(bool) & (table["role"] == "adapted")]
+    main = rows[rows["baseline"] == rows["default"]].set_index("question")["difference"]
+    others = rows[(rows["baseline"] != rows["default"]) & rows["question"].isin(main.index)]
+    others = others[others["question"] != "answer"]  # which no baseline enters
+    if others.empty:
+        return None
+    flipped = others[others["difference"] * others["question"].map(main) < 0]
+    facts = {"n": len(others), "baselines": tuple(sorted(set(others["baseline"])))}
+    if flipped.empty:
+        return Sentence(
+            "No change between the models has the other sign at the other baselines ({baselines}; {n} put to it).",
+            facts,
+        )
+    parts = tuple(
+        Sentence(
+            "{asked} at {baseline} ({change:+.2g})", {"asked": r.asked, "baseline": r.baseline, "change": r.difference}
+        )
+        for _, r in flipped.iterrows()
+    )
+    return Sentence(
+        "**It depends on the baseline**: the sign of the change turns for {parts}.", facts | {"parts": parts}
+    )
+
+
+def controls(tables: Tables) -> Sentence | None:
+    """Words that differ for real from the base, for the adapted model and for its controls."""
+    table = _table(tables, "corpus_changes")
+    table = table[table["words"] > 0] if len(table) else table
+    if table.empty:
+        return None
+    parts = tuple(
+        Sentence(
+            "{model} in {real} of {words:#word/words} (mean size {size:.2f} nats)",
+            {"model": row.model, "real": int(row.real), "words": int(row.words), "size": row.mean_size},
+        )
+        for _, row in table.iterrows()
+    )
+    return Sentence("Beyond the floor and with a stable sign differ from the base: {parts}.", {"parts": parts})
+
+
+SINGLE: tuple[Callable[[Tables], Sentence | None], ...] = (
+    default_baseline,
+    published_setting,
+    ranks,
+    unproven,
+    controls,
+    turned,
+)
+
+
+def said(tables: Tables) -> dict[str, list[Sentence]]:
+    """All that can be said of the published tables, by heading; nothing where a table is missing."""
+    single = {ask.__name__: ask(tables) for ask in SINGLE}
+
+    def of(*names: str) -> list[Sentence]:
+        return [sentence for name in names if (sentence := single[name]) is not None]
+
+    return {
+        "Baselines": of("default_baseline", "published_setting", "ranks"),
+        "The original's claims": corpus_claims(tables) + of("turned"),
+        "Other findings": corpus_findings(tables) + of("controls", "unproven"),
+    }

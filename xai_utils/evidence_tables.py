@@ -1,0 +1,321 @@
+"""What the long studies find, from tables alone: what a baseline costs, and the original's claims over a corpus.
+
+Every question is asked once a text; the two texts of a translation pair are one observation. p values are corrected
+over all questions asked (Benjamini and Hochberg 1995). Scores without a converged certificate take no part. Nothing
+here loads a model.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from xai_utils.compare import CASE, certified, corrected, differences, paired_test, real, spread
+from xai_utils.evaluate import LEAST, agreement
+from xai_utils.measured import IG
+
+Tables = Mapping[str, pd.DataFrame]
+PLACE = ["text", "model", "baseline", "sink"]
+HOLDS, OPPOSITE, FOUND, NONE = "holds", "the opposite holds", "difference", "no difference found"
+
+
+# ---- baselines
+
+
+def rank_agreement(word_scores: pd.DataFrame, certificates: pd.DataFrame, reference: str = "mean") -> pd.DataFrame:
+    """Rank correlation of word scores at each baseline with those at `reference`, the sink kept: a row a case.
+
+    Cases in which one of the two did not converge, or with fewer than three words, are left out.
+    """
+    words = certified(word_scores[word_scores["is_word"].astype(bool)], certificates).dropna(subset="score")
+    key = ["text", "model", "start"]
+    main = words[(words["baseline"] == reference) & (words["sink"] == "kept")].set_index(key)["score"]
+    both = words.join(main.rename("reference"), on=key).dropna(subset="reference")
+    rows = [
+        dict(zip(PLACE, keys, strict=True)) | {"spearman": part["score"].corr(part["reference"], method="spearman")}
+        for keys, part in both.groupby(PLACE)
+        if len(part) >= LEAST
+    ]
+    return pd.DataFrame(rows, columns=[*PLACE, "spearman"])
+
+
+def baseline_table(word_scores: pd.DataFrame, certificates: pd.DataFrame, limit: int = 300) -> pd.DataFrame:
+    """One row a baseline and sink: how many cases converged, at what cost, and how alike it ranks words to the mean.
+
+    `certificates` has a column `budget`. `certified_within` counts only certificates of at most `limit` gradient
+    evaluations, so that baselines run with other budgets compare; `evaluations` are those spent, converged or not.
+    """
+    ranks = rank_agreement(word_scores, certificates)
+    rows = []
+    for (baseline, sink), part in certificates.groupby(["baseline", "sink"], sort=False):
+        alike = ranks[(ranks["baseline"] == baseline) & (ranks["sink"] == sink)]["spearman"]
+        proven = part["converged"].astype(bool)
+        rows.append(
+            {
+                "baseline": baseline,
+                "sink": sink,
+                "cases": len(part),
+                "tolerance": part["tolerance"].iloc[0],
+                "budget": part["budget"].iloc[0],
+                "certified": proven.mean(),
+                "limit": limit,
+                "certified_within": (proven & (part["evaluations"] <= limit)).mean(),
+                "evaluations_median": part["evaluations"].median(),
+                "evaluations_max": part["evaluations"].max(),
+                "rank_cases": len(alike),
+                "rank_mean": alike.mean(),
+                "rank_least": alike.min(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def best_baseline(table: pd.DataFrame) -> str:
+    """The baseline with the sink kept that certifies most cases within the limit; among equals the cheapest.
+
+    >>> best_baseline(pd.DataFrame({"baseline": ["mean", "eos", "zero"], "sink": ["kept", "kept", "moved"],
+    ...     "certified_within": [0.9, 0.9, 1.0], "evaluations_median": [80.0, 96.0, 40.0]}))
+    'mean'
+    """
+    kept = table[table["sink"] == "kept"]
+    order = kept.sort_values(["certified_within", "evaluations_median"], ascending=[False, True], kind="stable")
+    return str(order["baseline"].iloc[0])
+
+
+# ---- one number a text and model
+
+
+def is_punctuation(word: str) -> bool:
+    """
+    >>> is_punctuation("?"), is_punctuation("—"), is_punctuation("don't"), is_punctuation("8")
+    (True, True, False, False)
+    """
+    return all(unicodedata.category(character)[0] in "PS" for character in word)
+
+
+def _shares(words: pd.DataFrame) -> pd.DataFrame:
+    """Signed share of each word in the absolute importance of its text."""
+    total = words.groupby(PLACE)["score"].transform(lambda scores: scores.abs().sum())
+    return words.assign(share=words["score"] / total.where(total > 0))
+
+
+def _mean(words: pd.DataFrame, chosen: pd.Series) -> pd.Series:
+    return _shares(words)[chosen].groupby(PLACE)["share"].mean()
+
+
+def _question_mark(words: pd.DataFrame) -> pd.Series:
+    return _mean(words, words["word"] == "?")
+
+
+def _other_marks(words: pd.DataFrame) -> pd.Series:
+    return _mean(words, words["word"].map(is_punctuation).astype(bool) & (words["word"] != "?"))
+
+
+def _negative(words: pd.DataFrame) -> pd.Series:
+    return -_shares(words).groupby(PLACE)["share"].agg(lambda shares: shares.clip(upper=0).sum())
+
+
+def _spread(kind: str) -> Callable[[pd.DataFrame], pd.Series]:
+    return lambda words: words.groupby(PLACE)["score"].agg(lambda scores: spread(scores)[kind])
+
+
+def _pieces(words: pd.DataFrame) -> pd.Series:
+    return words.groupby(PLACE)["pieces"].mean()
+
+
+OF_WORDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series]]] = {
+    "entropy": (IG, _spread("entropy")),
+    "gini": (IG, _spread("gini")),
+    "negative": (IG, _negative),
+    "pieces": (IG, _pieces),
+    "question_mark": (IG, _question_mark),
+    "question_mark_ablation": ("ablation", _question_mark),
+    "other_marks": (IG, _other_marks),
+    "other_marks_ablation": ("ablation", _other_marks),
+}
+
+
+def measures(tables: Tables, baseline: str = "mean") -> pd.DataFrame:
+    """One number a question, text, model, baseline and sink: long, from `word_scores`, `attributions`, `certificates`.
+
+    The order of the words and what is no word play no part; scores that did not converge are left out.
+    """
+    scores, proofs = tables["word_scores"], tables["certificates"]
+    words = certified(scores[scores["is_word"].astype(bool)], proofs).dropna(subset="score")
+    words = words[words["sink"] == "kept"]
+    found = {name: ask(words[words["method"] == method]) for name, (method, ask) in OF_WORDS.items()}
+    found["first_position"] = first_position(tables["attributions"], proofs)
+    found["answer"] = _answer(proofs[proofs["sink"] == "kept"])
+    main = words[(words["baseline"] == baseline) | (words["method"] == "attention")]
+    found["cut"] = cut_effect(main)
+    for other in ("ablation", "attention"):
+        found[f"agreement_{other}"] = _agreement(main, proofs, baseline, other)
+    frames = [
+        values.rename("value").reset_index().assign(measure=name) for name, values in found.items() if len(values)
+    ]
+    return pd.concat(frames, ignore_index=True)[["measure", *PLACE, "value"]].dropna(subset="value")
+
+
+def _answer(certificates: pd.DataFrame) -> pd.Series:
+    """Log-probability of the answer in nats a character, which two vocabularies share."""
+    rows = certificates[certificates["target"] == "logprob"]
+    return (rows["f_input"] / rows["target_text"].str.len()).groupby([rows[name] for name in PLACE]).first()
+
+
+def first_position(attributions: pd.DataFrame, certificates: pd.DataFrame) -> pd.Series:
+    """Signed share of the first position in all absolute scores, in the certified runs that move it."""
+    moved = attributions[(attributions["sink"] == "moved") & (attributions["method"] == IG)]
+    rows = certified(moved, certificates).dropna(subset="score")
+    total = rows.groupby(PLACE)["score"].agg(lambda scores: scores.abs().sum())
+    return rows[rows["position"] == 0].set_index(PLACE)["score"] / total.where(total > 0)
+
+
+def _agreement(words: pd.DataFrame, certificates: pd.DataFrame, baseline: str, other: str) -> pd.Series:
+    """Rank correlation of integrated gradients with another method over the words of a text."""
+    table = agreement(words[words["method"].isin([IG, other])], certificates, baseline)
+    return table.assign(baseline=baseline, sink="kept").set_index(PLACE)["spearman"].dropna()
+
+
+def cut_effect(words: pd.DataFrame) -> pd.Series:
+    """Within a text: rank correlation of a word's pieces with how far integrated gradients and ablation rank it apart.
+
+    Positive says that finely cut words are those on which the two disagree. Texts whose words all have the same number
+    of pieces say nothing and are left out.
+    """
+    found = {}
+    keys = ["text", "model"]
+    for place, part in words[words["method"].isin([IG, "ablation"])].groupby(keys):
+        wide = part.pivot_table("score", "start", "method").dropna()
+        if set(wide.columns) != {IG, "ablation"} or len(wide) < LEAST:
+            continue
+        pieces = part.drop_duplicates("start").set_index("start")["pieces"].reindex(wide.index)
+        apart = (wide[IG].rank() - wide["ablation"].rank()).abs()
+        if pieces.nunique() > 1 and apart.nunique() > 1:
+            found[(*place, part["baseline"].iloc[0], "kept")] = pieces.corr(apart, method="spearman")
+    return pd.Series(found, index=pd.MultiIndex.from_tuples(list(found), names=PLACE), dtype=float)
+
+
+# ---- questions over texts
+
+
+@dataclass(frozen=True)
+class Question:
+    """One measure put to the test: is it another under two models (`paired`), or is its mean other than zero?
+
+    `claim` is the original's, `sign` the direction it says; without a claim both directions are a finding.
+    """
+
+    measure: str
+    asked: str
+    paired: bool
+    claim: str = ""
+    sign: int = 0
+
+
+EVEN, LESS = "the adapted model spreads importance more evenly", "the adapted model's negative attributions are smaller"
+INHIBITS, FIRST = "“?” inhibits the answer", "the first position takes a large negative share"
+AGREE = "integrated gradients and ablation agree on what matters"
+SHARE = "share in the importance of the text's words"
+QUESTIONS = (
+    Question("entropy", "evenness of importance over words (entropy, one is even)", True, EVEN, 1),
+    Question("gini", "concentration of importance on few words (Gini, zero is even)", True, EVEN, -1),
+    Question("negative", "share of negative importance", True, LESS, -1),
+    Question("answer", "log-probability of the answer, nats a character", True),
+    Question("pieces", "tokens that cover a word", True),
+    Question("agreement_ablation", "rank correlation of integrated gradients and ablation", True),
+    Question("question_mark", f"“?” by integrated gradients: {SHARE}", False, INHIBITS, -1),
+    Question("question_mark_ablation", f"“?” by ablation: {SHARE}", False, INHIBITS, -1),
+    Question("other_marks", f"other punctuation by integrated gradients: {SHARE}", False),
+    Question("other_marks_ablation", f"other punctuation by ablation: {SHARE}", False),
+    Question("first_position", "first position, moved with the rest: share in all absolute scores", False, FIRST, -1),
+    Question("agreement_ablation", "rank correlation of integrated gradients and ablation", False, AGREE, 1),
+    Question("agreement_attention", "rank correlation of integrated gradients and attention", False),
+    Question("cut", "rank correlation of a word's pieces with how far the two methods rank it apart", False),
+)
+
+
+def verdict(claimed: int, p: float, difference: float) -> str:
+    """
+    >>> verdict(1, 0.01, 0.2), verdict(-1, 0.01, 0.2), verdict(1, 0.2, 0.2), verdict(0, 0.01, 0.2)
+    ('holds', 'the opposite holds', 'no difference found', 'difference')
+    """
+    if p >= 0.05:
+        return NONE
+    return FOUND if not claimed else HOLDS if np.sign(difference) == claimed else OPPOSITE
+
+
+def tests(measured: pd.DataFrame, pairs: Mapping[str, str], base: str, seed: int = 0) -> pd.DataFrame:
+    """One row a question, model, baseline and sink, p values corrected over all rows.
+
+    `pairs` names the observation that a text belongs to. For a paired question `model` is compared with `base`;
+    otherwise `mean_base` is empty and the difference is from zero.
+    """
+    rows = []
+    for question in QUESTIONS:
+        values = measured[measured["measure"] == question.measure]
+        for (model, baseline, sink), part in values.groupby(["model", "baseline", "sink"], sort=False):
+            if question.paired and model == base:
+                continue
+            here = values[(values["baseline"] == baseline) & (values["sink"] == sink)]
+            other = _by_text(part)
+            start = _by_text(here[here["model"] == base]) if question.paired else 0 * other
+            both = pd.DataFrame({"start": start, "other": other}).dropna()
+            both = both.groupby(both.index.map(pairs)).mean()
+            if both.empty:
+                continue
+            keys = {"question": question.measure, "asked": question.asked, "paired": question.paired}
+            keys |= {"claim": question.claim, "sign": question.sign, "model": model, "baseline": baseline, "sink": sink}
+            means = {"mean_base": both["start"].mean() if question.paired else None, "mean": both["other"].mean()}
+            rows.append(keys | means | paired_test(both["start"], both["other"], seed))
+    found = corrected(pd.DataFrame(rows)) if rows else pd.DataFrame()
+    verdicts = [
+        verdict(int(s), p, d) for s, p, d in found[["sign", "p_adjusted", "difference"]].to_numpy(float).tolist()
+    ]
+    return found.assign(verdict=verdicts)
+
+
+def _by_text(values: pd.DataFrame) -> pd.Series:
+    return values.set_index("text")["value"]
+
+
+def changes(tables: Tables, base: str, baselines: Sequence[str]) -> pd.DataFrame:
+    """One row a compared model: words compared with the base, how many differ for real, and by how much in the mean.
+
+    The difference is that at the first of `baselines`, its sign must hold at all of them that converged. Only texts on
+    which integrated gradients converged at two of them can show a real difference: others are left out.
+    """
+    scores = tables["word_scores"]
+    scores = scores[scores["baseline"].isin(baselines)]
+    rows = []
+    for model in [label for label in scores["model"].unique() if label != base]:
+        own = scores[(scores["method"] == IG) & (scores["sink"] == "kept")]
+        found = differences(own, tables["certificates"], base, model, baselines[0])
+        found = found[found["sign_stable"].notna()]
+        rows.append(
+            {
+                "model": model,
+                "texts": found["text"].nunique(),
+                "words": len(found),
+                "beyond_floor": int(found["beyond_floor"].sum()),
+                "real": int(real(found).sum()),
+                "mean_size": found["difference"].abs().mean(),
+            }
+        )
+    return pd.DataFrame(rows, columns=["model", "texts", "words", "beyond_floor", "real", "mean_size"])
+
+
+def proof_table(certificates: pd.DataFrame) -> pd.DataFrame:
+    """How many certificates converged, a row a model, baseline and sink, with what they cost."""
+    grouped = certificates.groupby([name for name in CASE if name in ("model", "baseline", "sink")], sort=False)
+    table = grouped.agg(
+        cases=("converged", "size"),
+        tolerance=("tolerance", "first"),
+        certified=("converged", "mean"),
+        evaluations_median=("evaluations", "median"),
+        evaluations_max=("evaluations", "max"),
+    )
+    return table.reset_index()

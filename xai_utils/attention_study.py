@@ -94,6 +94,12 @@ def changes(book: Explainer, base: str, other: str) -> pd.DataFrame:
     )
 
 
+def joined(found: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of several models as one; without a second model an empty one with the same columns."""
+    columns = ["study", "text", "base", "other", "layer", "head", "divergence", "shared", "floor", "beyond_floor"]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+
+
 def change_of_heads(change: pd.DataFrame) -> pd.DataFrame:
     """`attention_change` over texts, a row a head: means, and whether it is beyond the floor in most texts with one."""
     table = change.astype({"beyond_floor": "Float64"})

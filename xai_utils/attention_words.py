@@ -153,8 +153,8 @@ def attention_change(
 def _check_comparable(base: WordAttention, other: WordAttention) -> None:
     if not set(base.starts) & set(other.starts):
         raise UserError(
-            f"text '{base.case.text_id}': '{base.case.model}' and '{other.case.model}' read no word in common; expected "
-            "one or more; raise max_tokens, or use another text"
+            f"text '{base.case.text_id}': '{base.case.model}' and '{other.case.model}' read no word in common; "
+            "expected one or more; raise max_tokens, or use another text"
         )
     if base.weights.shape[:2] != other.weights.shape[:2]:
         shapes = [" x ".join(map(str, each.weights.shape[:2])) for each in (base, other)]

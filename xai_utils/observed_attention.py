@@ -1,4 +1,4 @@
-"""What the tables of notebook 03 say, one function a thing: rows of a table -> Sentence, or None with nothing to say."""
+"""What the tables of notebook 03 say, one function a thing: rows -> Sentence, or None where there is nothing to say."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def first_head(rows: pd.DataFrame, text: str, labels: Sequence[str]) -> Sentence
         Sentence(
             "under {label} the others give {sink:.0%} of their attention to the first position ({majority:.0%} of them "
             "more than half) and {own:.2f} on average to themselves ({least:.2f} to {most:.2f}); its entropy is "
-            "{entropy:.2f} nats where attention that does not choose has {uniform:.2f}, and the last four positions get "
-            "{local:.0%} where that gives them {plain:.0%}",
+            "{entropy:.2f} nats where attention that does not choose has {uniform:.2f}, and the last four positions "
+            "get {local:.0%} where that gives them {plain:.0%}",
             {
                 "label": row["model"],
                 "sink": row["sink"],
@@ -116,7 +116,7 @@ def change(heads: pd.DataFrame) -> Sentence | None:
     """How many heads an adaptation changed beyond the floor, out of `change_of_heads`, and which one most."""
     if heads.empty:
         return None
-    top = heads.loc[heads["divergence"].idxmax()]
+    top = heads.nlargest(1, "divergence").iloc[0]
     facts = {
         "base": top["base"],
         "other": top["other"],

@@ -135,7 +135,7 @@ def all_heads(
         fig.set_layout_engine("none")
         axes = fig.add_axes((left / full[0], bottom / full[1], width / full[0], height / full[1]))
         axes.set_facecolor("white")
-        colours = _blues().resampled(24)  # so many shades can be told apart, and the file is half as large
+        colours = _blues().resampled(12)  # as many shades as can be told apart; more make a file twice as large
         axes.set(xlim=(0, heads * (size + gap)), ylim=(layers * (size + gap), 0))
         for layer, head in np.ndindex(layers, heads):
             x, y = head * (size + gap) + gap / 2, layer * (size + gap) + gap / 2
@@ -218,7 +218,7 @@ def group_examples(
     """One map a group of heads, `examples` from a name such as "sink: layer 3, head 5" to weights and labels."""
     across = min(len(examples), 2)
     down = math.ceil(len(examples) / across)
-    cells = {name: min(0.17, 4.4 / len(labels)) for name, (_, labels) in examples.items()}
+    cells = {name: min(0.14, 4.0 / len(labels)) for name, (_, labels) in examples.items()}
     side = max(len(labels) * cells[name] + _room(labels) for name, (_, labels) in examples.items())
     with style():
         fig = Figure(figsize=(across * side + 0.2, down * (side + 0.3) + 0.9), layout="constrained")

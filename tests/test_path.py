@@ -15,7 +15,7 @@ from xai_utils.text import prepare
 
 
 class Polynomial:
-    """F(e) = sum of c * e**power over all entries: integrated gradients are c * (x**power - b**power), in closed form."""
+    """F(e) = sum of c * e**power: integrated gradients are c * (x**power - b**power), in closed form."""
 
     def __init__(self, inputs, coefficients, power):
         self.inputs, self.coefficients, self.power = inputs, coefficients, power

@@ -122,13 +122,13 @@ def test_what_belongs(text: str, language: str, expected: bool) -> None:
 
 
 def small_documents() -> list[Document]:
-    """Thirty documents of two kinds: a sentence of their own each, and two that come again elsewhere, once with another word."""
-    animals = "кошка собака лошадь корова овца коза утка курица мышь белка лиса волк заяц медведь ёж".split()
+    """Thirty documents: a sentence of their own each, and two that come again elsewhere, one with a word changed."""
+    animals = ("кошка", "собака", "лошадь", "корова", "овца", "коза", "утка", "лиса", "мышь", "белка")
     random_ = random.Random(0)
     made = []
     for number in range(30):
         own = " ".join("".join(random_.choices("абвгдежзик", k=6)) for _ in range(9)) + "."
-        near = f"Однажды ранним утром {animals[number % 15]} вышла из дома и пошла в тёмный лес за грибами."
+        near = f"Однажды ранним утром {animals[number % 10]} вышла из дома и пошла в тёмный лес за грибами."
         paragraphs = (own, near, "Для продолжения нажмите любую клавишу на клавиатуре.")
         made.append(Document(("tales", "manuals")[number % 2], "small", f"small/{number}", "ru", paragraphs))
     return made

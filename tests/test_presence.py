@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.baselines import baseline_rows
-from xai_utils.presence import Presence, all_subsets, draw_error, evaluate, players
+from xai_utils.presence import Presence, all_subsets, branching, draw_error, evaluate, players
 from xai_utils.study import UserError
 from xai_utils.target import Objective
 from xai_utils.text import units
@@ -106,3 +109,38 @@ def test_errors_over_draws():
     scores = np.random.default_rng(0).normal(size=(3, 8))
     assert draw_error(scores) == pytest.approx([row.std(ddof=1) / 8**0.5 for row in scores])
     assert draw_error(scores[:, :1]).tolist() == [0, 0, 0]
+
+
+def positions_passed(model, work):
+    """How many positions go through the first layer while `work` runs."""
+    passed = []
+    first = model.model.model.layers[0]
+    hook = first.register_forward_hook(lambda module, inputs, output: passed.append(inputs[0].shape[:2].numel()))
+    try:
+        work()
+    finally:
+        hook.remove()
+    return sum(passed)
+
+
+@pytest.mark.parametrize(("subsets", "share"), [(all_subsets(8), 0.55), (1 - np.eye(8), 0.7)])
+def test_beginnings_are_computed_once(subsets, share, monkeypatch):
+    monkeypatch.setattr("xai_utils.target.TOKENS_PER_BATCH", 26)
+    model = tiny_loaded()
+    case, target = tiny_case(model, "The capital of France is a garden.")
+    presence = Presence(model, case, target)
+    plain = [presence.objective.length] * len(subsets)
+    Presence(model, case, target, "eos").removing(np.ones((1, 8)))  # tries whether prefixes can be reused
+    assert positions_passed(model, lambda: presence.removing(subsets)) < share * sum(plain)
+
+
+@given(
+    arrays(np.int64, st.tuples(st.integers(1, 12), st.integers(2, 7)), elements=st.integers(0, 2)), st.integers(0, 3)
+)
+def test_branching_is_the_cheapest(kinds, answer):
+    length = kinds.shape[1] + answer
+
+    def cost(end):
+        return len({tuple(row[:end]) for row in kinds.tolist()}) * end + len(kinds) * (length - end)
+
+    assert cost(branching(kinds, length)) == min(cost(end) for end in range(1, kinds.shape[1]))

@@ -61,6 +61,19 @@ def test_every_control_has_a_label(twins):
                 assert control.style.description_width == "initial"
 
 
+def test_settings_that_a_method_lacks_are_switched_off(twins, monkeypatch):
+    monkeypatch.setattr(widgets.Explorer, "start", lambda self, _=None: None)
+    controls = widgets.influence(twins).controls
+    off = {}
+    for method in ("ablation", "sensitivity", "ablation"):
+        controls["method"].value = method
+        off[method] = [name for name, control in controls.items() if control.disabled]
+    assert off == {"ablation": ["sigma"], "sensitivity": ["baseline"]}
+    controls = widgets.attribution(twins).controls
+    controls["method"].value = "fixed_steps"
+    assert controls["baseline"].disabled  # the original's setting is fixed
+
+
 def test_a_user_error_is_a_line_and_takes_the_picture_away(twins):
     explorer = widgets.influence(twins)
     explorer.start()

@@ -26,6 +26,9 @@ NAMES = (
     "difference",
     "questions",
     "leaderboard",
+    "attention_first_head",
+    "attention_groups",
+    "attention_change",
 )
 NEEDED = ("tokenization", "word_scores", "attributions", "certificates")
 IG, ORIGINAL = "integrated_gradients", "fixed_steps"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from xai_utils import observed_attention as attention
+from xai_utils.attention_study import change_of_heads
 from xai_utils.measured import Measured
 from xai_utils.observations import Observation, method_name
 from xai_utils.sentences import Sentence
@@ -131,4 +133,32 @@ def sinks(measured: Measured) -> Sentence | None:
     return Sentence("More than half of the attention goes to the first position in {parts}.", {"parts": parts})
 
 
-ALL: tuple[Observation, ...] = (highest_words, closest_methods, faithful, unfaithful, sinks)
+def first_head(measured: Measured) -> Sentence | None:
+    """The original's head on the first text."""
+    table = measured.table("attention_first_head")
+    return None if table.empty else attention.first_head(table, measured.headline, measured.pair)
+
+
+def head_groups(measured: Measured) -> Sentence | None:
+    """How many heads do what."""
+    table = measured.table("attention_groups")
+    return None if table.empty else attention.groups(table, measured.pair)
+
+
+def moved_by_attention(measured: Measured) -> Sentence | None:
+    """What attention on the first position moves, where value norms are known."""
+    table = measured.table("attention_heads")
+    return None if "norm_sink" not in table else attention.contributions(table, measured.pair)
+
+
+def changed_heads(measured: Measured) -> Sentence | None:
+    """How many heads the adaptation changed beyond the floor."""
+    table = measured.table("attention_change")
+    rows = table[table["other"] == measured.adapted] if len(table) else table
+    return None if rows.empty else attention.change(change_of_heads(rows))
+
+
+ALL: tuple[Observation, ...] = (
+    *(highest_words, closest_methods, faithful, unfaithful),
+    *(sinks, first_head, head_groups, moved_by_attention, changed_heads),
+)

@@ -1,33 +1,36 @@
 """A causal model does not look back: what stands before the first changed position is computed once and reused.
 
 The keys and values of the unchanged prompt serve every version of it that differs only from some position on, which
-halves the cost of perturbing one position after the other. Whether an architecture's cache gives the same numbers as a
+halves the cost of perturbing one position after the other; those of a few beginnings serve many subsets of words.
+Whether an architecture's cache gives the same numbers as a
 whole pass is tried once on the prompt itself; where it does not, whole passes are made and a warning says so.
 """
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from xai_utils.models import LoadedModel
 
+TOKENS_PER_BATCH = 1024  # positions in one pass: large enough for the matrix product's speed, small in memory
 AGREES = 1e-4  # of the largest logit: a whole pass and a continued one differ by rounding alone
 
 _usable: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 class Prefix:
-    """Keys and values of one prompt's own embeddings, from which versions of it are continued."""
+    """Keys and values of one or several beginnings of a prompt, its stems, from which versions of it are continued."""
 
-    def __init__(self, model: LoadedModel, inputs: Float[Tensor, "position hidden"]):
-        self.model, self.inputs = model.model, inputs
-        self._cache: DynamicCache | None = None
+    def __init__(self, model: LoadedModel, stems: Float[Tensor, "stem position hidden"]):
+        self.model, self.stems = model.model, stems
+        self._layers: list[tuple[Tensor, Tensor]] = []
 
     @property
     def usable(self) -> bool:
@@ -46,35 +49,48 @@ class Prefix:
         full = {"full_attention", None}
         if not set(getattr(self.model.config, "layer_types", None) or [None]) <= full:
             return False
-        whole = self.model(inputs_embeds=self.inputs[None], use_cache=False).logits[0]
-        middle = len(self.inputs) // 2
+        whole = self.model(inputs_embeds=self.stems[:1], use_cache=False).logits[0]
+        middle, length = self.stems.shape[1] // 2, self.stems.shape[1]
         try:
-            continued = self.logits(self.inputs[None, middle:], middle, len(self.inputs) - middle)[0]
+            continued = self.logits(self.stems[:1, middle:], middle, length - middle)[0]
         except (TypeError, ValueError, AttributeError, RuntimeError):
             return False
         return bool((continued - whole[middle:]).abs().max() <= AGREES * whole.abs().max())
 
-    def _whole(self) -> DynamicCache:
-        if self._cache is None:
-            self._cache = DynamicCache()
-            whole = {"inputs_embeds": self.inputs[None], "past_key_values": self._cache}
-            with torch.no_grad():
-                self.model(**whole, use_cache=True, logits_to_keep=1)
-        return self._cache
+    @torch.no_grad()
+    def _whole(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, [stem, head, position, size]."""
+        if not self._layers:
+            chunks = []
+            for stems in self.stems.split(max(TOKENS_PER_BATCH // self.stems.shape[1], 1)):
+                cache = DynamicCache()
+                self.model(inputs_embeds=stems, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                layers: Any = cache.layers
+                chunks.append([(layer.keys, layer.values) for layer in layers])
+            for parts in zip(*chunks, strict=True):
+                keys, values = zip(*parts, strict=True)
+                self._layers.append((torch.cat(keys), torch.cat(values)))
+        return self._layers
 
     def logits(
-        self, embeds: Float[Tensor, "batch suffix hidden"], since: int, keep: int
+        self,
+        embeds: Float[Tensor, "batch suffix hidden"],
+        since: int,
+        keep: int,
+        stem: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch keep vocabulary"]:
-        """The last `keep` rows of logits of the prompt's first `since` positions followed by `embeds`.
+        """The last `keep` rows of logits of the first `since` positions of a stem followed by `embeds`.
 
-        A gradient flows through `embeds` alone.
+        `stem` says which one stands in front of each row, the first if it is not given. A gradient flows through
+        `embeds` alone.
         """
         if since == 0:
             return self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=keep).logits
+        stem = torch.zeros(len(embeds), dtype=torch.long) if stem is None else stem
         past = DynamicCache()
-        for layer, kept in enumerate(self._whole().layers):
-            keys, values = (part[:, :, :since].expand(len(embeds), -1, -1, -1) for part in (kept.keys, kept.values))
-            past.update(keys, values, layer)
+        for layer, (keys, values) in enumerate(self._whole()):
+            index = stem.to(keys.device)
+            past.update(keys[index, :, :since], values[index, :, :since], layer)
         mask = embeds.new_ones(len(embeds), since + embeds.shape[1], dtype=torch.long)
         output = self.model(
             inputs_embeds=embeds, attention_mask=mask, past_key_values=past, use_cache=True, logits_to_keep=keep

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from xai_utils.baselines import baseline_rows, moved
 from xai_utils.models import LoadedModel
-from xai_utils.target import Objective, Target
+from xai_utils.prefix import Prefix
+from xai_utils.target import KEPT_PER_BATCH, Objective, Target
 from xai_utils.text import Case, units
 
 Build = Callable[[Int[np.ndarray, " row"]], Float[Tensor, "row position hidden"]]
@@ -49,20 +50,26 @@ def players(case: Case, keep_sink: bool) -> list[Player]:
 
 
 def evaluate(
-    objective: Objective, since: Int[np.ndarray, " row"], build: Build
+    objective: Objective,
+    since: Int[np.ndarray, " row"],
+    build: Build,
+    stems: tuple[Prefix, Int[np.ndarray, " row"]] | None = None,
 ) -> tuple[Float[np.ndarray, " row"], Int[np.ndarray, " row"]]:
     """F and the model's own next token for perturbed prompts, which `build` makes for a chunk of row numbers at a time.
 
-    `since` is the first position at which each of them may differ from the prompt; what stands before it is computed
-    once. Every perturbed prompt of this package passes through here, so that memory is that of one chunk.
+    `since` is the first position at which each of them may differ from the prompt, or from the stem that it shares with
+    other rows; what stands before it is computed once. Every perturbed prompt of this package passes through here, so
+    that memory is that of one chunk.
     """
     values, own = np.empty(len(since)), np.empty(len(since), dtype=np.int64)
-    since = since if objective.reuses_prefix else np.zeros_like(since)
+    if len(since) <= objective.batch or not objective.reuses_prefix:  # one whole pass is as cheap as can be
+        since, stems = np.zeros_like(since), None
     waiting = np.argsort(since, kind="stable")
     while len(waiting):
         first = int(since[waiting[0]])
         rows, waiting = np.split(waiting, [objective.room(first)])
-        value, token = objective.outcomes(build(rows)[:, first:], first)
+        shared = (stems[0], torch.from_numpy(stems[1][rows])) if stems else None
+        value, token = objective.outcomes(build(rows)[:, first:], first, shared)
         values[rows], own[rows] = value.double().cpu().numpy(), token.cpu().numpy()
     return values, own
 
@@ -101,10 +108,25 @@ class Presence:
                 mask = masks[rows // draws]
                 return torch.where(mask[..., None], self.rows[rows % draws], self.objective.inputs)
 
-            since = np.repeat(first_changed(removed[new]), draws)
-            values = evaluate(self.objective, since, build)[0].reshape(len(new), draws)
+            kinds = np.repeat(removed[new], draws, axis=0) * (1 + np.tile(np.arange(draws), len(new)))[:, None]
+            values = self._evaluate(kinds, build).reshape(len(new), draws)
             self._known.update({keys[index]: value for index, value in zip(new, values, strict=True)})
         return np.array([self._known[key] for key in keys])
+
+    def _evaluate(self, kinds: Int[np.ndarray, "row position"], build: Build) -> Float[np.ndarray, " row"]:
+        """F of prompts, told apart at each position by a number that is 0 for the prompt's own embedding.
+
+        Where many of them begin alike, each beginning is computed once; the cheaper way of sharing is taken.
+        """
+        since = first_changed(kinds > 0)
+        length = branching(kinds, self.objective.length)
+        first, stem = np.unique(kinds[:, :length], axis=0, return_index=True, return_inverse=True)[1:]
+        rows, positions = kinds.shape
+        branched = len(first) * length + rows * (self.objective.length - length)
+        if not self.objective.reuses_prefix or branched >= (self.objective.length - since).sum() + positions:
+            return evaluate(self.objective, since, build)[0]
+        prefix = Prefix(self.objective.model, build(first)[:, :length])
+        return evaluate(self.objective, np.full(rows, length), build, (prefix, stem.ravel()))[0]
 
     def removing(self, present: Bool[np.ndarray, "row player"], chosen: list[Player] | None = None) -> np.ndarray:
         """F [row, draw] with the players that are not `present` taken away; `chosen` are all players if not given."""
@@ -113,6 +135,22 @@ class Presence:
         for row, player in zip(cover, chosen, strict=True):
             row[list(player.positions)] = True
         return self.absent((~np.asarray(present, dtype=bool)).astype(np.float32) @ cover.astype(np.float32) > 0)
+
+
+def branching(kinds: Int[np.ndarray, "row position"], length: int) -> int:
+    """Up to which position beginnings should be shared, so that the fewest positions are passed in all.
+
+    With `length` positions to a row, d different beginnings of n positions cost d * n, and each row the rest of it.
+
+    >>> branching(np.array([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0], [0, 0, 1, 1]]), 4)
+    2
+    """
+    ordered = kinds[np.lexsort(kinds.T[::-1])]
+    apart = np.logical_or.accumulate(ordered[1:] != ordered[:-1], axis=1)  # from which position on neighbours differ
+    ends = np.arange(1, kinds.shape[1])  # something must be left to pass
+    beginnings = 1 + apart[:, ends - 1].sum(0)
+    costs = np.where(beginnings * ends <= KEPT_PER_BATCH, beginnings * ends + len(kinds) * (length - ends), np.inf)
+    return int(ends[np.argmin(costs)]) if len(ends) else 0
 
 
 def first_changed(changed: Bool[np.ndarray, "row position"]) -> Int[np.ndarray, " row"]:

@@ -17,13 +17,13 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from xai_utils import claims, observations, observed_methods, site
+from xai_utils import claims, evidence, observations, observed_methods, site
 from xai_utils.explain import METHODS
 from xai_utils.formats import to_markdown
 from xai_utils.limits import limits
 from xai_utils.measured import IG, ORIGINAL, Measured, measured
 from xai_utils.plots import alt_text
-from xai_utils.results import folders, rounded, write_text, write_whole
+from xai_utils.results import folders, rounded, score_lists, write_text, write_whole
 from xai_utils.sentences import Sentence, escape
 from xai_utils.study import ROOT, Study
 
@@ -73,9 +73,15 @@ def render(found: Measured, figures: Figures) -> str:
         figure=figures.show,
         headline=headline(found),
         raw=lambda label: Finished(fenced(raw_scores(found, label))),
+        evidence={name: sentences for name, sentences in evidence_of(found).items() if sentences},
         limits=limits(found),
     )
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def evidence_of(found: Measured) -> dict[str, list[Sentence]]:
+    """What the long studies add, by heading: for the published study alone, whose models they share."""
+    return evidence.said(evidence.read()) if found.study.published else {}
 
 
 def _finished(value: Any) -> str:
@@ -217,49 +223,35 @@ def verdict_table(found: Measured) -> pd.DataFrame:
 # ---- raw scores
 
 
-def raw_scores(found: Measured, label: str) -> dict[str, Any]:
-    """Token scores and completeness error of one model on the first text, in the study's setting and the original's."""
-    content: dict[str, Any] = {}
-    for name in (IG, ORIGINAL):
-        rows = found.chosen("attributions", name)
-        proofs = found.chosen("certificates", name)
-        if rows.empty or proofs.empty:
-            continue
-        rows, proofs = (part[(part["model"] == label) & (part["text"] == found.headline)] for part in (rows, proofs))
-        if rows.empty or proofs.empty:
-            continue
-        proof = proofs.iloc[0]
-        pairs = zip(rows["token"], rows["score"].astype(object).where(rows["score"].notna(), None), strict=True)
-        content[name] = {
-            "target": proof["target"],
-            "target_text": proof["target_text"],
-            "baseline": proof["baseline"],
-            "scores": [list(pair) for pair in pairs],
-            "delta": float(proof["delta"]),
-            "relative_delta": float(proof["relative_delta"]),
-            "converged": bool(proof["converged"]),
-        }
-    return dict(rounded(content))
+def raw_scores(found: Measured, label: str) -> list[dict[str, Any]]:
+    """Token scores and completeness errors of one model on the first text: the study's setting, the original's."""
+    here = {"model": label, "text": found.headline}
+    entries = []
+    for method in (IG, ORIGINAL):
+        parts = [found.chosen(name, method) for name in ("attributions", "certificates")]
+        if all(len(part) for part in parts):
+            entries += score_lists(*(part[(part[list(here)] == here).all(axis=1)] for part in parts))
+    return list(rounded(entries))
 
 
-def fenced(content: Any) -> str:
-    """JSON in a code block that neither a run of backticks nor two braces inside it can leave; a score pair a line.
+def fenced(entries: list[dict[str, Any]]) -> str:
+    """JSON in a code block that neither backticks nor two braces inside it can leave; a score pair a line.
 
-    >>> print(fenced({"a": {"scores": [["```{{", 1.5]], "converged": True}}))
+    >>> print(fenced([{"method": "x", "converged": True, "scores": [["```{{", 1.5]]}]))
     ```json
-    {
-     "a": {
+    [
+     {
+      "method": "x",
+      "converged": true,
       "scores": [
        ["\\u0060\\u0060\\u0060{\\u007b", 1.5]
-      ],
-      "converged": true
+      ]
      }
-    }
+    ]
     ```
     """
-    text = json.dumps(content, ensure_ascii=False, indent=1)
-    pairs = [item for part in content.values() for item in part["scores"]]
-    for pair in pairs:
+    text = json.dumps(entries, ensure_ascii=False, indent=1)
+    for pair in (pair for entry in entries for pair in entry["scores"]):
         long = json.dumps(pair, ensure_ascii=False, indent=1).replace("\n", "\n   ")
         text = text.replace(long, json.dumps(pair, ensure_ascii=False), 1)
     return "```json\n" + text.replace("`", "\\u0060").replace("{{", "{\\u007b") + "\n```"

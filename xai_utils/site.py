@@ -66,7 +66,8 @@ class _Embedding(mistune.HTMLRenderer):
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
         data = base64.b64encode((self.folder / url).read_bytes()).decode()
-        return f'<img src="data:image/png;base64,{data}" alt="{html.escape(html.unescape(text))}">'
+        alt = html.unescape(html.unescape(re.sub(r"<[^>]*>", "", text)))
+        return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}">'
 
 
 def report(path: Path) -> str:

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from xai_utils.models import LoadedModel
-from xai_utils.prefix import Prefix
+from xai_utils.prefix import TOKENS_PER_BATCH, Prefix
 from xai_utils.study import UserError
 from xai_utils.text import Case
 
 UNITS = {"logprob": "nats", "logit": "logits", "contrast": "nats", "sum_logits": "logits"}
-TOKENS_PER_BATCH = 1024  # positions in one pass: large enough for the matrix product's speed, small in memory
+KEPT_PER_BATCH = 8 * TOKENS_PER_BATCH  # positions whose keys and values one pass may hold: 400 MB for the default model
+
+Stems = tuple[Prefix, Tensor]  # beginnings of prompts, and which of them each row of a batch continues
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Objective:
     def __init__(self, model: LoadedModel, case: Case, target: Target):
         self.model, self.target = model, target
         self.inputs = model.embed(torch.tensor(case.ids, device=model.device))
-        self.prefix = Prefix(model, self.inputs)
+        self.prefix = Prefix(model, self.inputs[None])
         self.length = len(case.tokens) + max(len(target.ids), len(target.contrast_ids), 1) - 1
         self.forwards = 0  # sequences evaluated so far, with or without a gradient
         self.gradients = 0  # those with one
@@ -92,7 +94,7 @@ class Objective:
 
     def room(self, since: int) -> int:
         """Sequences in one pass that starts at position `since`."""
-        return max(TOKENS_PER_BATCH // (self.length - since), 1)
+        return max(min(TOKENS_PER_BATCH // (self.length - since), KEPT_PER_BATCH // self.length), 1)
 
     def __call__(self, embeds: Tensor, mask: Tensor | None = None) -> Tensor:
         """Target of each row of `embeds`; `mask` [batch, position] is 0 where a prompt is padded on the right."""
@@ -100,22 +102,27 @@ class Objective:
             return torch.cat([self(row[None, : int(keep.sum())]) for row, keep in zip(embeds, mask, strict=True)])
         return self._outcomes(embeds, mask)[0]
 
-    def _outcomes(self, embeds: Tensor, mask: Tensor | None = None, since: int = 0) -> tuple[Tensor, Tensor]:
+    def _outcomes(
+        self, embeds: Tensor, mask: Tensor | None = None, since: int = 0, stems: Stems | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Target [batch] and the token that the model itself would put behind the prompt [batch]."""
         self.forwards += len(embeds)
         if self.target.kind == "sum_logits":
             logits = self.model.model(inputs_embeds=embeds, attention_mask=mask).logits
             real = logits if mask is None else logits * mask[..., None]
             return real.sum((1, 2)), logits[:, -1].argmax(-1)
-        value, own = self._continuation(embeds, self.target.ids, since)
+        value, own = self._continuation(embeds, self.target.ids, since, stems)
         if self.target.kind == "contrast":
-            value = value - self._continuation(embeds, self.target.contrast_ids, since)[0]
+            value = value - self._continuation(embeds, self.target.contrast_ids, since, stems)[0]
         return value, own
 
-    def _continuation(self, embeds: Tensor, ids: tuple[int, ...], since: int) -> tuple[Tensor, Tensor]:
+    def _continuation(
+        self, embeds: Tensor, ids: tuple[int, ...], since: int, stems: Stems | None
+    ) -> tuple[Tensor, Tensor]:
         answer = torch.tensor(ids, device=embeds.device)
         fixed = self.model.embed(answer[:-1]).to(embeds.dtype).expand(len(embeds), -1, -1)
-        logits = self.prefix.logits(torch.cat([embeds, fixed], 1), since, len(ids))
+        prefix, stem = stems or (self.prefix, None)
+        logits = prefix.logits(torch.cat([embeds, fixed], 1), since, len(ids), stem)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         own = logits[:, 0].argmax(-1)
         if self.target.kind != "logit":
@@ -133,12 +140,13 @@ class Objective:
         return self.target.kind != "sum_logits" and self.prefix.usable
 
     @torch.no_grad()
-    def outcomes(self, embeds: Tensor, since: int = 0) -> tuple[Tensor, Tensor]:
+    def outcomes(self, embeds: Tensor, since: int = 0, stems: Stems | None = None) -> tuple[Tensor, Tensor]:
         """F [batch] and the model's own next token behind the prompt [batch], in one pass without gradients.
 
-        `embeds` [batch, position - since, hidden] stand for the positions from `since` on, behind the prompt's own.
+        `embeds` [batch, position - since, hidden] stand for the positions from `since` on, behind the prompt's own, or
+        behind the `stems` of another prefix and which of them is each row's.
         """
-        return self._outcomes(embeds, since=since)
+        return self._outcomes(embeds, since=since, stems=stems)
 
     def values_and_gradients(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
         """F [batch] and its gradient [batch, position, hidden], in chunks.

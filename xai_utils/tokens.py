@@ -1,4 +1,4 @@
-"""Tables of what each model reads: its tokens, how many a word takes, what was cut, and that padding changes nothing."""
+"""What each model reads, as tables: tokens, how many a word takes, what was cut, and that padding changes nothing."""
 
 from __future__ import annotations
 

@@ -185,6 +185,20 @@ def _with(compute: Callable[..., View], book: Explainer) -> Callable[..., View]:
     return lambda **values: compute(book, **values)
 
 
+def _fitted(controls: dict[str, ipy.DOMWidget]) -> dict[str, ipy.DOMWidget]:
+    """Switch off, now and at every choice of a method, the settings that the method does not have."""
+
+    def fit(_: object = None) -> None:
+        line = METHODS[controls["method"].value]
+        for name in ("baseline", "keep_sink", "sigma"):
+            if name in controls:
+                controls[name].disabled = name not in line.settings or name in line.fixed
+
+    controls["method"].observe(fit, "value")
+    fit()
+    return controls
+
+
 # ---- explorers
 
 
@@ -192,7 +206,7 @@ def attribution(book: Explainer) -> Explorer:
     """Any text, any method: its scores with their certificate."""
     chosen = {"model": _choice("Model", list(book.models))} | _setting(book, list(METHODS))
     rest = {"by": _rows("word"), "keep_sink": _flag("Keep the first position", book.study.keep_sink)}
-    return Explorer(_texts(book) | chosen | rest, _with(views.scores, book), book, book.study.budget)
+    return Explorer(_fitted(_texts(book) | chosen | rest), _with(views.scores, book), book, book.study.budget)
 
 
 def attention(book: Explainer) -> Explorer:
@@ -219,7 +233,7 @@ def influence(book: Explainer) -> Explorer:
     sigma.continuous_update, sigma.layout.width = False, "auto"
     rest = {"sigma": sigma, "by": _rows("word"), "keep_sink": _flag("Keep the first position", book.study.keep_sink)}
     most = 20 * book.study.draws  # a sentence of a dozen words
-    return Explorer(_texts(book) | chosen | rest, _with(views.scores, book), book, most)
+    return Explorer(_fitted(_texts(book) | chosen | rest), _with(views.scores, book), book, most)
 
 
 def comparison(book: Explainer) -> Explorer:
@@ -227,7 +241,7 @@ def comparison(book: Explainer) -> Explorer:
     labels = list(book.models)
     pair = {"base": _choice("Model", labels), "other": _choice("Other model", labels, labels[-1])}
     controls = _texts(book, contrast=False) | pair | _setting(book, list(METHODS))
-    return Explorer(controls, _with(views.comparison, book), book, book.study.budget)
+    return Explorer(_fitted(controls), _with(views.comparison, book), book, book.study.budget)
 
 
 EXPLORERS = {"attribution": attribution, "attention": attention, "influence": influence, "comparison": comparison}

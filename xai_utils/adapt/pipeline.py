@@ -5,6 +5,7 @@ Everything in between lies under the cache folder; a step that is there is not m
 being called again.
 """
 
+import hashlib
 import json
 import socket
 from dataclasses import dataclass
@@ -140,22 +141,29 @@ def entry(label: str) -> ModelEntry:
     return ModelEntry(label=label, role=role, model=BASE, dtype="bfloat16", device=device, **ENTRIES[label])
 
 
+def content_of(loaded: models.LoadedModel) -> str:
+    """SHA-256 of what differs between the base, the checkpoint and its controls: rows and tokenizer."""
+    rows = embedding_matrix(loaded.model).float().cpu().numpy().tobytes()
+    return hashlib.sha256(rows + loaded.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
 def evaluate(label: str, texts: Corpus, folder: Path) -> dict[str, list[dict]]:
     """Readings of all held-out text and continuations for one model, loaded as a study loads it; kept in `folder`.
 
     What is kept counts for the same weights and tokenizer alone.
     """
     loaded = models.load(entry(label))
+    content = content_of(loaded)
     kept = folder / f"{label}.json"
     if kept.exists():
         found = json.loads(kept.read_text())
-        if found["revision"] == loaded.revision:
+        if found["content"] == content:
             return found
     assert loaded.document_start is not None
     held_out = texts.select("held-out", "ru") + texts.select("held-out", "en")
     readings = measure.read(measure.surprise_of(loaded.model), loaded.tokenizer, held_out, loaded.document_start)
     samples = measure.continuations(loaded.model, loaded.tokenizer, loaded.document_start)
-    found = {"revision": loaded.revision, "readings": [vars(reading) for reading in readings], "samples": samples}
+    found = {"content": content, "readings": [vars(reading) for reading in readings], "samples": samples}
     folder.mkdir(parents=True, exist_ok=True)
     write_text(kept, json.dumps(found, ensure_ascii=False))
     return found

@@ -60,6 +60,8 @@ def save_checkpoint(
     )
     save_tokenizer(tokenizer, partial)
     (partial / "README.md").unlink(missing_ok=True)
+    for file in partial.iterdir():
+        file.chmod(0o644)
     size = sum(file.stat().st_size for file in partial.iterdir())
     assert size < LIMIT, f"the checkpoint has {size} bytes"
     shutil.rmtree(folder, ignore_errors=True)

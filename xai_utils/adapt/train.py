@@ -42,7 +42,7 @@ class Recipe:
     """How long and how fast to train: AdamW's rate climbs for `warm_up` steps and falls to zero over the last `fall`
     of all steps."""
 
-    steps: int = 1000
+    steps: int = 880
     sequences: int = 2  # a step, over all workers
     length: int = 256
     rate: float = 2e-3

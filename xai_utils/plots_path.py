@@ -168,7 +168,7 @@ def dose_response(table: pd.DataFrame, title: str = "") -> Figure:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid()
-            axes.set_xlabel("noise (standard deviation, in root mean squares of the embeddings)")
+            axes.set_xlabel("noise (in root mean squares of the embeddings)")
         spread.set_yscale("log")
         spread.set_ylabel(f"standard deviation of the target ({table['unit'].iloc[0]})")
         kept.set_ylim(-0.03, 1.03)

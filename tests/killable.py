@@ -1,0 +1,47 @@
+"""A short training of a tiny model in a process that a test can kill: `python -m tests.killable FOLDER WORKERS`."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+from torch import multiprocessing
+
+from tests.tiny import tiny_model
+from xai_utils.adapt.pipeline import free_port
+from xai_utils.adapt.train import Recipe, Substituted, Trainer, Worker
+
+ROWS = list(range(300, 340))
+RECIPE = Recipe(
+    steps=40, sequences=4, length=16, rate=1e-2, warm_up=4, checkpoint_every=3, fit_sequences=8, fit_epochs=2, seed=5
+)
+
+
+def data(seed: int, number: int) -> torch.Tensor:
+    return torch.randint(0, 512, (number, RECIPE.length), generator=torch.Generator().manual_seed(seed))
+
+
+def trainer(folder: Path, worker: Worker | None = None, recipe: Recipe = RECIPE) -> Trainer:
+    model = tiny_model("llama-tied")
+    start = model.get_input_embeddings().weight[ROWS].detach() + 0.1
+    return Trainer(Substituted(model, ROWS, start), recipe, folder, worker)
+
+
+def work(rank: int, workers: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    if workers > 1:
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    trainer(folder, Worker(rank, workers)).run(data(1, 100), data(2, RECIPE.fit_sequences))
+    if workers > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    folder, workers, port = Path(sys.argv[1]), int(sys.argv[2]), free_port()
+    context = multiprocessing.get_context("spawn")
+    others = [
+        context.Process(target=work, args=(rank, workers, port, folder), daemon=True) for rank in range(1, workers)
+    ]
+    for process in others:
+        process.start()
+    work(0, workers, port, folder)

@@ -82,7 +82,7 @@ def test_input_x_gradient_by_hand(model, case):
 def test_expected_gradients_is_the_mean_over_its_baselines(model, case):
     target = make_target(model, case)
     sampled = gradients.expected_gradients(model, case, target, budget=4000, tolerance=0.02)
-    exact = gradients.integrated_gradients(model, case, target, baseline="sampled", draws=64, budget=64000)
+    exact = gradients.integrated_gradients(model, case, target, baseline="sampled", sequences=64, budget=64000)
     assert (np.abs(sampled.scores - exact.scores)[1:] <= 4 * sampled.errors[1:]).all()
     state = np.random.get_state()[1].copy()
     again = gradients.expected_gradients(model, case, target, budget=4000, tolerance=0.02)
@@ -92,7 +92,7 @@ def test_expected_gradients_is_the_mean_over_its_baselines(model, case):
 
 def test_sampled_baseline_pools_its_draws(model, case):
     target = make_target(model, case)
-    pooled = gradients.integrated_gradients(model, case, target, baseline="sampled", draws=3)
+    pooled = gradients.integrated_gradients(model, case, target, baseline="sampled", sequences=3)
     objective = Objective(model, case, target)
     starts = baseline_rows(model, case, "sampled", True, 0, 3)
     rise = float((objective.values(objective.inputs[None]) - objective.values(starts)).mean())

@@ -26,7 +26,7 @@ DEFAULT, FURTHER, CORPUS = (f"studies/{name}.yaml" for name in ("default", "evid
 PARTS = ("baselines", "corpus")
 
 KEPT = ("mean", "eos", "space", "zero")  # baselines tried on every text, the study's own first
-DRAWS = 4  # of random tokens, for the sampled baseline
+SEQUENCES = 4  # of random tokens, for the sampled baseline
 LIMIT = 300  # gradient evaluations for baselines that are only tried
 MOVED_TEXTS = 4  # texts, the first of both studies by turns, on which every position is moved, or draws are averaged
 SUBSET = 1  # pairs of every group for the other baselines and the controls
@@ -110,7 +110,7 @@ def baseline_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
     for name in KEPT:
         steps.append((texts, {"baseline": name, "budget": study.budget if name == study.baseline else LIMIT}))
     steps += [
-        (few, {"baseline": "sampled", "draws": DRAWS, "budget": study.budget}),
+        (few, {"baseline": "sampled", "sequences": SEQUENCES, "budget": study.budget}),
         (few, {"baseline": "mean", "keep_sink": False, "budget": study.budget}),
         (few, {"baseline": "zero", "keep_sink": False, "budget": LIMIT}),
     ]

@@ -59,17 +59,17 @@ def integrated_gradients(
     tolerance: float = 0.01,
     budget: int = 1000,
     seed: int = 0,
-    draws: int = 8,
+    sequences: int = 8,
 ) -> Attribution:
     """Integrated gradients with a certificate (Sundararajan et al. 2017, arXiv 1703.01365), refined by residuals.
 
-    With `baseline="sampled"` the mean over `draws` random token sequences (expected gradients, Erion et al. 2021); its
-    errors hold the draws' standard error as well, its certificate the draws' means and the sum of their costs.
+    With `baseline="sampled"` the mean over so many random token sequences (expected gradients, Erion et al. 2021); its
+    errors hold their standard error as well, its certificate their means and the sum of their costs.
     Raises UserError for an unknown baseline, one that equals the input, a bad tolerance or budget, a gradient that is
     not finite.
     """
     objective = Objective(model, case, target)
-    starts = baseline_rows(model, case, baseline, keep_sink, seed, draws)
+    starts = baseline_rows(model, case, baseline, keep_sink, seed, sequences)
     runs = [integrate(objective, start, tolerance, budget // len(starts)) for start in starts]
     scores = np.array([run[1] for run in runs])
     errors = np.mean([run[2] for run in runs], axis=0)

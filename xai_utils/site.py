@@ -16,6 +16,7 @@ import mistune
 import nbformat
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from mistune.util import safe_entity
 from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 
@@ -63,6 +64,10 @@ class _Embedding(mistune.HTMLRenderer):
     def __init__(self, folder: Path) -> None:
         super().__init__(escape=True)
         self.folder = folder
+
+    def text(self, text: str) -> str:
+        """Character references of the Markdown stay what they are; mistune would escape them once more."""
+        return safe_entity(text)
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
         data = base64.b64encode((self.folder / url).read_bytes()).decode()

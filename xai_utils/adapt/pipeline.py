@@ -77,6 +77,7 @@ def _work(
     rank: int, workers: int, port: int, recipe: train.Recipe, kind: str, english: float, folder: Path, work: Path
 ) -> None:
     """One worker of one training: builds all it needs for itself, so that only gradients travel."""
+    threads = torch.get_num_threads()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     if workers > 1:
@@ -93,6 +94,7 @@ def _work(
     train.Trainer(substituted, recipe, folder, train.Worker(rank, workers)).run(data, fit)
     if workers > 1:
         dist.destroy_process_group()
+    torch.set_num_threads(threads)
 
 
 def train_rows(
@@ -157,8 +159,9 @@ def evaluate(label: str, texts: Corpus, folder: Path) -> dict[str, list[dict]]:
     kept = folder / f"{label}.json"
     if kept.exists():
         found = json.loads(kept.read_text())
-        if found["content"] == content:
+        if found.get("content") == content:
             return found
+    print(f"{label}: reading all held-out text", flush=True)
     assert loaded.document_start is not None
     held_out = texts.select("held-out", "ru") + texts.select("held-out", "en")
     readings = measure.read(measure.surprise_of(loaded.model), loaded.tokenizer, held_out, loaded.document_start)

@@ -190,3 +190,13 @@ def test_cut_texts_are_named(pair):
     assert limits.truncated(pair) is None
     cut = changed(pair, "tokenization", set_where("truncated", 7, text="bird", model="base"))
     assert str(limits.truncated(cut)) == "1 text was cut to 128 tokens: “bird” under base by 7 tokens."
+
+
+def test_what_the_checkpoint_gained_is_read_from_its_own_table(pair):
+    rows = [("trained", "ru", 0.4, 0.7), ("trained", "en", 1.0, 1.012), ("untrained", "ru", 0.4, 1.5)]
+    columns = ["model", "language", "tokens_of_base", "bits_per_character_of_base"]
+    table = pd.DataFrame(rows, columns=columns).assign(kind="all", label="ru-ts")
+    found = replace(pair, tables={**pair.tables, "evaluation": table})
+    assert "ru: 40.0 % of the tokens, and bits per character changed by -30.00 %" in str(say.quality(found))
+    assert "en: 100.0 % of the tokens, and bits per character changed by +1.20 %" in str(say.quality(found))
+    assert say.quality(pair) is None and say.quality(measured(("base",))) is None

@@ -13,7 +13,7 @@ import pandas as pd
 
 from xai_utils.compare import CASE
 from xai_utils.results import read_table
-from xai_utils.study import Study, UserError
+from xai_utils.study import Study, UserError, locate
 
 NAMES = (
     "tokenization",
@@ -118,4 +118,15 @@ def measured(study: Study) -> Measured:
             tables[name] = read_table(study, name)
         except UserError:
             continue
-    return Measured(study, tables)
+    return Measured(study, tables | {name: beside_adapters(study, name) for name in ("evaluation", "samples")})
+
+
+def beside_adapters(study: Study, name: str) -> pd.DataFrame:
+    """A table that the makers of the study's adapters left beside them (`tables/<name>.csv`), by label; else empty."""
+    files = {
+        entry.label: locate(entry.adapter) / "tables" / f"{name}.csv"
+        for entry in study.models
+        if entry.adapter and entry.role == "adapted"
+    }
+    found = [pd.read_csv(file).assign(label=label) for label, file in files.items() if file.exists()]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()

@@ -266,6 +266,29 @@ def tested(measured: Measured) -> Sentence | None:
     return Sentence(form + ".", facts)
 
 
+def quality(measured: Measured) -> Sentence | None:
+    """What the adaptation gained and cost on text held out from its training, by language."""
+    table = measured.table("evaluation")
+    if table.empty or measured.adapted is None:
+        return None
+    rows = table[
+        (table["label"] == measured.adapted) & (table["model"] == "trained") & (table["kind"] == "all")
+    ].set_index("language")
+    parts = tuple(
+        Sentence(
+            "{language}: {tokens:.1f} % of the tokens, and bits per character changed by {bits:+.2f} %",
+            {
+                "language": str(language),
+                "tokens": 100 * row["tokens_of_base"],
+                "bits": 100 * (row["bits_per_character_of_base"] - 1),
+            },
+        )
+        for language, row in rows.iterrows()
+    )
+    form = "On text held out from its training, {other} against the model that it was made from. {parts}."
+    return Sentence(form, {"other": measured.adapted, "parts": parts}) if parts else None
+
+
 def between_models(measured: Measured) -> Sentence | None:
     """How alike the two models rank the words, by method."""
     rows = pair_rows(measured, None)
@@ -290,6 +313,7 @@ ALL: tuple[Observation, ...] = (
     real_differences,
     tested,
     controls,
+    quality,
     pieces,
     answers,
     convergence,

@@ -141,6 +141,8 @@ def tables(found: Measured) -> dict[str, pd.DataFrame]:
     """The tables that the page prints, by name; one that there is nothing for is empty."""
     return {
         "models": models_table(found),
+        "quality": quality_table(found),
+        "samples": samples_table(found),
         "texts": texts_table(found),
         "methods": methods_table(found),
         "settings": settings_table(found),
@@ -164,6 +166,25 @@ def models_table(found: Measured) -> pd.DataFrame:
         for entry in found.study.models
     ]
     return pd.DataFrame(rows).dropna(axis=1, how="all")
+
+
+def quality_table(found: Measured) -> pd.DataFrame:
+    """The adapted model on held-out text, before and after its training, beside its base."""
+    table = found.table("evaluation")
+    if table.empty:
+        return table
+    columns = ["language", "model", "tokens_per_word", "tokens_of_base", "bits_per_character"]
+    rows = table[(table["label"] == found.adapted) & (table["kind"] == "all")]
+    return rows[[*columns, "bits_per_character_of_base"]].sort_values("language", ascending=False, kind="stable")
+
+
+def samples_table(found: Measured) -> pd.DataFrame:
+    """What the base and its adaptation write behind the same prompts."""
+    table = found.table("samples")
+    if table.empty:
+        return table
+    rows = table[(table["label"] == found.adapted) & table["model"].isin(["base", "trained"])]
+    return rows[["prompt", "model", "continuation"]]
 
 
 def texts_table(found: Measured) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from xai_utils.tidy import publishable
 
 NOTEBOOKS = ROOT / "notebooks"
 SEQUENCE = ("01", "02", "03", "04", "05")
+BESIDE = ("00", "06")  # run for the published study too: how its twin was made, and the explorers' static twins
 CELL_SECONDS = 3600
 KERNEL_ENVIRONMENT = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
@@ -96,7 +97,7 @@ def plan(
     notebooks: Path = NOTEBOOKS,
 ) -> list[Job]:
     """What is to be executed, with every parameter checked before anything starts. Raises UserError."""
-    sources = select(only, notebooks)
+    sources = select(only, notebooks, SEQUENCE + BESIDE if study.published else SEQUENCE)
     declared = {source: papermill.inspect_notebook(source) for source in sources}
     given = parse_settings(settings, declared)
     as_it_is = study.published and not given
@@ -112,10 +113,10 @@ def plan(
     return jobs
 
 
-def select(only: Sequence[str], notebooks: Path = NOTEBOOKS) -> list[Path]:
-    """The notebooks of the sequence, or those named by number (`02`) or name, in the order of their file names."""
+def select(only: Sequence[str], notebooks: Path = NOTEBOOKS, otherwise: Sequence[str] = SEQUENCE) -> list[Path]:
+    """The notebooks named by number (`02`) or name, or else `otherwise`, in the order of their file names."""
     found = {path.stem: path for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))}
-    wanted = [name for item in only for name in item.split(",")] or [n for n in SEQUENCE if _match(n, found)]
+    wanted = [name for item in only for name in item.split(",")] or [n for n in otherwise if _match(n, found)]
     chosen = set()
     for name in wanted:
         matches = _match(name, found)

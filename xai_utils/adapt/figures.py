@@ -11,7 +11,7 @@ OUTPUT_ALONE, BASE, UNTRAINED = "#e08214", INK, NOTHING
 def training_curve(log: pd.DataFrame) -> Figure:
     """Loss in nats a token against tokens trained on; the first point is the fit of the output role, on other windows.
 
-    `log` has the columns step, tokens, loss, as report/tables/adapt_training.csv.
+    `log` has the columns step, tokens, loss, as the checkpoint's table `training`.
     """
     steps = log[log["step"] > 0]
     with style():
@@ -27,9 +27,10 @@ def training_curve(log: pd.DataFrame) -> Figure:
     return fig
 
 
-def trial_bars(trials: pd.DataFrame, base: float) -> Figure:
+def trial_bars(trials: pd.DataFrame) -> Figure:
     """Russian bits per character after each trial, with the base's on the same text as a line."""
-    table = trials.sort_values("bits_per_character_ru", ascending=False)
+    table = trials[trials["trial"] != "base"].sort_values("bits_per_character_ru", ascending=False)
+    base = float(trials.loc[trials["trial"] == "base", "bits_per_character_ru"].iloc[0])
     with style():
         fig = figure(6.2, 0.7 + 0.36 * len(table))
         axes = fig.add_subplot()

@@ -173,7 +173,7 @@ def evaluate(label: str, texts: Corpus, folder: Path) -> dict[str, list[dict]]:
 
 
 def tables(texts: Corpus, folder: Path, log: list[dict[str, float]], tokenizer: Path) -> dict[str, pd.DataFrame]:
-    """All tables of the checkpoint but the trials, written under report/tables/."""
+    """All tables of the checkpoint but the trials, written beside it."""
     found = {label: evaluate(label, texts, folder) for label in ENTRIES}
     summaries = [
         measure.summary([measure.Reading(**row) for row in found[label]["readings"]], label) for label in ENTRIES
@@ -184,7 +184,7 @@ def tables(texts: Corpus, folder: Path, log: list[dict[str, float]], tokenizer: 
     gone = json.loads((tokenizer / "rows.json").read_text())["gone"]
     return {
         "evaluation": publish.write_table(measure.against_base(pd.concat(summaries, ignore_index=True)), "evaluation"),
-        "continuations": publish.write_table(samples, "continuations"),
+        "samples": publish.write_table(samples, "samples"),
         "training": publish.write_table(pd.DataFrame(log), "training"),
         "corpus": publish.write_table(pd.DataFrame(texts.packages), "corpus"),
         "vocabulary": publish.write_table(pd.DataFrame(gone, columns=["token", "count"]), "vocabulary"),
@@ -237,5 +237,5 @@ def facts(found: dict[str, pd.DataFrame], recipe: train.Recipe) -> dict[str, obj
         "summary": shown[columns].sort_values(["language", "bits_per_character"], ascending=[False, False]).round(3),
         "kinds": kinds[list(ENTRIES)].round(3).reset_index(),
         "corpus": sizes,
-        "samples": found["continuations"].query("model in ('base', 'trained')")[["prompt", "model", "continuation"]],
+        "samples": found["samples"].query("model in ('base', 'trained')")[["prompt", "model", "continuation"]],
     }  # fmt: skip

@@ -20,6 +20,7 @@ from xai_utils.study import ROOT
 
 NAME = "smollm2-135m-ru-ts"
 LIMIT = 16 * 2**20  # bytes of the whole checkpoint
+TABLES = "tables"  # folder of the checkpoint that holds what was measured
 
 
 def checkpoint_folder() -> Path:
@@ -62,6 +63,8 @@ def save_checkpoint(
     (partial / "README.md").unlink(missing_ok=True)
     for file in partial.iterdir():
         file.chmod(0o644)
+    if (folder / TABLES).exists():
+        shutil.copytree(folder / TABLES, partial / TABLES)
     size = sum(file.stat().st_size for file in partial.iterdir())
     assert size < LIMIT, f"the checkpoint has {size} bytes"
     shutil.rmtree(folder, ignore_errors=True)
@@ -70,18 +73,17 @@ def save_checkpoint(
 
 
 def write_table(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """A table as report/tables/adapt_<name>.csv, rounded to 5 significant digits."""
+    """A table of the checkpoint as tables/<name>.csv beside it, rounded to 5 significant digits."""
     table = frame.map(rounded)
-    write_whole(
-        ROOT / "report" / "tables" / f"adapt_{name}.csv",
-        lambda file: table.to_csv(file, index=False, lineterminator="\n"),
-    )
+    file = checkpoint_folder() / TABLES / f"{name}.csv"
+    write_whole(file, lambda partial: table.to_csv(partial, index=False, lineterminator="\n"))
     return table
 
 
-def read_table(name: str) -> pd.DataFrame:
-    """A table that `write_table` wrote."""
-    return pd.read_csv(ROOT / "report" / "tables" / f"adapt_{name}.csv", keep_default_na=False, na_values=[""])
+def read_table(name: str, folder: Path | None = None) -> pd.DataFrame:
+    """A table that `write_table` wrote for the checkpoint in `folder`, the shipped one by default."""
+    file = (folder or checkpoint_folder()) / TABLES / f"{name}.csv"
+    return pd.read_csv(file, keep_default_na=False, na_values=[""])
 
 
 def markdown(frame: pd.DataFrame) -> str:

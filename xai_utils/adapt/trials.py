@@ -56,7 +56,7 @@ def excerpts(texts: Corpus) -> list[Text]:
 def run() -> pd.DataFrame:
     """All trials one after the other, resumable, and their table."""
     work = pipeline.work_folder()
-    found = []
+    found: list[dict[str, object]] = [{"trial": "base"} | reference(pipeline.ready(work).texts)]
     for trial in TRIALS:
         folder, recipe = work / "trials" / trial.name.replace(" ", "-").replace(",", ""), recipe_of(trial)
         pipeline.train_rows(folder, recipe, 1, trial.rows, trial.english)
@@ -64,29 +64,30 @@ def run() -> pd.DataFrame:
         made = pipeline.ready(work)
         substituted = train.Substituted(pipeline.base_model("bfloat16"), made.rows, values)
         readings = measure.read(substituted.surprise, made.tokenizer, excerpts(made.texts), made.start)
-        bits = measure.summary(readings, trial.name).query("kind == 'all'").set_index("language")["bits_per_character"]
         found.append(
             {
                 "trial": trial.name,
                 "rows": trial.rows,
                 "fitted_tokens": recipe.fit_sequences * recipe.length,
-                "steps": recipe.steps,
-            }
-            | {
                 "trained_tokens": int(log[-1]["tokens"]),
                 "seconds": log[-1]["seconds"],
-                "threads": 1,
                 "english_share": trial.english,
             }
-            | {"bits_per_character_ru": bits["ru"], "bits_per_character_en": bits["en"]}
+            | bits(readings)
         )
         publish.write_table(pd.DataFrame(found), "trials")
     return pd.DataFrame(found)
 
 
-def reference(texts: Corpus) -> dict[str, float]:
-    """Bits per character of the base on the same excerpts, by language."""
+def bits(readings: list[measure.Reading]) -> dict[str, object]:
+    """Bits per character of all the text of each language."""
+    table = measure.summary(readings, "").query("kind == 'all'").set_index("language")["bits_per_character"]
+    return {f"bits_per_character_{language}": table[language] for language in ("ru", "en")}
+
+
+def reference(texts: Corpus) -> dict[str, object]:
+    """Bits per character of the base on the same excerpts."""
     loaded = models.load(pipeline.entry("base"))
     assert loaded.document_start is not None
-    readings = measure.read(measure.surprise_of(loaded.model), loaded.tokenizer, excerpts(texts), loaded.document_start)
-    return dict(measure.summary(readings, "base").query("kind == 'all'").set_index("language")["bits_per_character"])
+    surprise = measure.surprise_of(loaded.model)
+    return bits(measure.read(surprise, loaded.tokenizer, excerpts(texts), loaded.document_start))

@@ -1,0 +1,84 @@
+"""The checkpoint in PEFT's format: what a study loads equals the rows added by hand, also of the shipped one."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from xai_utils import adapters, models
+from xai_utils.adapt import publish
+from xai_utils.study import ROOT, ModelEntry
+
+CHECKPOINT = ROOT / "models" / "smollm2-135m-ru-ts"
+ROWS = [5, 17, 300, 411]
+
+
+def saved(folder: Path) -> torch.Tensor:
+    values = torch.randn(len(ROWS), 32, generator=torch.Generator().manual_seed(1)).half()
+    publish.save_checkpoint(folder, tiny_model("llama-tied"), "tiny", tiny_tokenizer(), ROWS, values.float())
+    return values
+
+
+def test_a_saved_checkpoint_equals_its_rows_added_by_hand(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "llama-tied")
+    values = saved(tmp_path / "twin")
+    entry = ModelEntry(label="twin", role="adapted", model=str(base), adapter=str(tmp_path / "twin"))
+    by_hand = tiny_model("llama-tied")
+    with torch.no_grad():
+        by_hand.get_input_embeddings().weight[ROWS] = values.float()
+    ids = torch.tensor([[1, 5, 17, 300, 411, 8, 300]])
+    got, expected = models.load(entry).model(ids).logits, by_hand(ids).logits
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    assert (got - tiny_model("llama-tied")(ids).logits).abs().max() > 0.1
+
+
+def test_saving_again_replaces_the_folder(tmp_path: Path) -> None:
+    saved(tmp_path / "twin")
+    (tmp_path / "twin" / "left-over").touch()
+    saved(tmp_path / "twin")
+    names = {file.name for file in (tmp_path / "twin").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
+    assert "left-over" not in names and [file.name for file in tmp_path.iterdir()] == ["twin"]
+    weights = load_file(tmp_path / "twin" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    text = (tmp_path / "twin" / "adapter_config.json").read_text()
+    assert str(tmp_path) not in text and '"base_model_name_or_path": "tiny"' in text
+
+
+def test_a_bar_in_a_cell_does_not_break_the_table() -> None:
+    assert publish.markdown(pd.DataFrame({"a": ["x|y"]})).splitlines()[-1] == "| x\\|y |"
+
+
+# ---- the shipped checkpoint
+
+
+def test_the_shipped_checkpoint_is_small() -> None:
+    assert sum(file.stat().st_size for file in CHECKPOINT.rglob("*")) <= 16 * 2**20
+
+
+@pytest.mark.parametrize("prompt", ["Сколько планет в Солнечной системе?", "The capital of France is"])
+def test_the_shipped_checkpoint_equals_its_rows_added_by_hand(smollm2: models.LoadedModel, prompt: str) -> None:
+    entry = ModelEntry(label="ru-ts", role="adapted", model="smollm2-135m-instruct", adapter=str(CHECKPOINT))
+    twin = models.load(entry)
+    ids = torch.tensor([[0, *twin.tokenizer(prompt)["input_ids"]]])
+    weight, rows = smollm2.embedding, adapters.token_rows(CHECKPOINT)
+    kept = weight[rows].clone()
+    try:
+        weight[rows] = next(iter(load_file(CHECKPOINT / "adapter_model.safetensors").values())).float()
+        expected = smollm2.model(ids).logits.clone()
+    finally:
+        weight[rows] = kept
+    torch.testing.assert_close(twin.model(ids).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_what_the_card_promises_stands_in_the_table() -> None:
+    table = publish.read_table("evaluation").set_index(["model", "language", "kind"])
+    trained = {language: table.loc[("trained", language, "all")] for language in ("ru", "en")}
+    assert trained["ru"]["tokens_of_base"] <= 0.45
+    assert trained["ru"]["bits_per_character_of_base"] <= 0.72
+    assert trained["en"]["bits_per_character_of_base"] <= 1.02
+    card = (CHECKPOINT / "README.md").read_text()
+    assert f"{100 * (1 - trained['ru']['bits_per_character_of_base']):.1f} % below" in card

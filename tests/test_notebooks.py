@@ -1,0 +1,114 @@
+"""The five notebooks through the real runner on the real model, and the committed ones as they stand."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from xai_utils.results import read_table
+from xai_utils.run import NOTEBOOKS, SEQUENCE, select
+from xai_utils.study import ROOT, load_study
+
+COMMITTED = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+KEYS = ["study", "text", "model", "role"]
+COLUMNS = {
+    "tokenization": [*KEYS, "tokens", "words", "tokens_per_word", "characters", "truncated", "padded"],
+    "attributions": [
+        *KEYS,
+        "target",
+        "target_text",
+        "method",
+        "baseline",
+        "sink",
+        "unit",
+        "position",
+        "token",
+        "start",
+    ],
+    "certificates": [*KEYS, "tolerance", "evaluations", "forwards", "delta", "relative_delta", "bound", "converged"],
+    "attention_heads": [*KEYS, "layer", "head", "entropy", "sink", "diagonal", "previous", "distance"],
+    "agreement": [*KEYS, "target", "method_a", "method_b", "spearman", "top_k_overlap"],
+}
+
+
+def state(*folders: str) -> dict[Path, int]:
+    """Every published file and when it was last written."""
+    return {path: path.stat().st_mtime_ns for folder in folders for path in (ROOT / folder).rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The small study, run from a cold cache and again: where its results lie, and how long each run took."""
+    runs = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "-m", "xai_utils", "run", "--study", "studies/small.yaml"]
+    published = state("notebooks", "figs", "report")
+    seconds = []
+    for _ in range(2):
+        start = time.monotonic()
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"XAI_RUNS": str(runs)}, capture_output=True, text=True
+        )
+        seconds.append(time.monotonic() - start)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert state("notebooks", "figs", "report") == published  # another study writes under runs/ alone
+    return runs, seconds
+
+
+@pytest.fixture
+def table(small, monkeypatch):
+    monkeypatch.setenv("XAI_RUNS", str(small[0]))
+    return lambda name: read_table(load_study("studies/small.yaml"), name)
+
+
+def test_all_five_notebooks_run(small):
+    names = [path.name for path in sorted((small[0] / "small" / "notebooks").glob("*.ipynb"))]
+    assert names == [path.name for path in select(SEQUENCE)] and len(names) == 5
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_their_tables_have_the_documented_columns(table, name):
+    frame = table(name)
+    assert set(COLUMNS[name]) <= set(frame.columns) and set(frame["study"]) == {"small"}
+    assert set(frame["text"]) == {"capital", "capital-ru"}
+
+
+def test_france_is_what_the_capital_of_france_hangs_on(table):
+    frame = table("word_scores").query(
+        "text == 'capital' and model == 'base' and method == 'ablation' and target == 'logprob'"
+    )
+    ranked = frame.dropna(subset="score").assign(size=lambda f: f["score"].abs()).sort_values("size", ascending=False)
+    assert "France" in [word.strip() for word in ranked["word"].head(2)]
+
+
+def test_the_real_model_knows_the_capital(smollm2):
+    ids = smollm2.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    for text in (ids, torch.cat([torch.tensor([[smollm2.document_start]]), ids], 1)):
+        assert smollm2.tokenizer.decode(smollm2.model(text).logits[0, -1].argmax()) == " Paris"
+
+
+def test_a_second_run_is_quick(small):
+    first, second = small[1]
+    assert second < max(first / 2, 90)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_a_committed_notebook_is_fit_to_be_read(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+    assert "widgets" not in notebook.metadata and path.stat().st_size <= 1 << 20
+    assert not [cell for cell in code if re.search(r"^\s*def ", cell.source, re.MULTILINE)]
+    tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
+    assert tags.count("parameters") == 1 and "injected-parameters" not in tags
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            shown = output.get("text", "") + str({k: v for k, v in output.get("data", {}).items() if k != "image/png"})
+            assert not re.search(r"(/home|/root|/tmp|/work|/Users)/|[A-Z]:\\\\", shown)

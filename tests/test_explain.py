@@ -114,10 +114,3 @@ def test_unknown_method_is_named_with_the_nearest(book):
         book.tables(["integrated_gradient"])
     with pytest.raises(UserError, match="unknown method"):
         Explainer(book.study.model_copy(update={"methods": ("nothing",)}))
-
-
-def test_code_version_follows_imports(monkeypatch):
-    before = explain.code_version("xai_utils.gradients")
-    explain.code_version.cache_clear()
-    assert explain.code_version("xai_utils.gradients") == before
-    assert explain.code_version("xai_utils.text") != before

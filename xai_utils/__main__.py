@@ -23,27 +23,40 @@ PUBLISHED = Path("studies/default.yaml")
 Only = Annotated[list[str] | None, typer.Option("--only", help="a notebook by number, as 02; may be given again")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value for a parameter of the notebooks")]
 CellTime = Annotated[int, typer.Option("--timeout", min=1, help="seconds that one cell may take")]
+Scheduler = Annotated[str | None, typer.Option("--scheduler", help="address of a dask scheduler that gets the cases")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="so many processes of this machine get them")]
 
 
 @app.command()
-def run(study: StudyFile = PUBLISHED, only: Only = None, settings: Settings = None, timeout: CellTime = 3600) -> None:
+def run(
+    study: StudyFile = PUBLISHED,
+    only: Only = None,
+    settings: Settings = None,
+    timeout: CellTime = 3600,
+    scheduler: Scheduler = None,
+    workers: Workers = None,
+) -> None:
     """Execute the notebooks 01 to 05 on a study."""
+    from xai_utils import cluster
     from xai_utils.run import not_converged
     from xai_utils.run import run as run_notebooks
 
     start = time.monotonic()
-    jobs = run_notebooks(study, only or (), settings or (), timeout)
+    with cluster.scheduler(scheduler, workers):
+        jobs = run_notebooks(study, only or (), settings or (), timeout)
     for job in jobs:
         print(job.output)
     print(f"{len(jobs)} notebooks in {time.monotonic() - start:.0f} s", not_converged(load_study(study)), sep="; ")
 
 
 @app.command()
-def report(study: StudyFile = PUBLISHED, timeout: CellTime = 3600) -> None:
+def report(
+    study: StudyFile = PUBLISHED, timeout: CellTime = 3600, scheduler: Scheduler = None, workers: Workers = None
+) -> None:
     """Execute the notebooks 01 to 05 on a study, then rebuild its report."""
     from xai_utils.report import build
 
-    run(study, timeout=timeout)
+    run(study, timeout=timeout, scheduler=scheduler, workers=workers)
     print(build(load_study(study)))
 
 

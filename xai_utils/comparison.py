@@ -13,9 +13,9 @@ from xai_utils.compare import differences
 from xai_utils.evaluate import leaderboard, one_setting
 from xai_utils.explain import Explainer, progress
 from xai_utils.faithfulness import faithfulness
+from xai_utils.jobs import Job
 from xai_utils.measured import Measured
 from xai_utils.observations import method_name
-from xai_utils.results import write_text
 
 TOP = 3
 DIFFERENCE = (
@@ -49,21 +49,23 @@ def deletion_tests(book: Explainer, word_scores: pd.DataFrame) -> pd.DataFrame:
     Cached by content, as attributions are: model, text, target, scores and code.
     """
     scores = one_setting(word_scores, book.study.baseline)
-    jobs = [(label, entry.id) for label in book.models for entry in book.study.texts]
-    return pd.concat([_tested(book, scores, *job) for job in progress(jobs, "deleting")], ignore_index=True)
+    cases = [(label, entry.id) for label in book.models for entry in book.study.texts]
+    book.fill(_deletion_test(book, scores, *case) for case in progress(cases, "deleting"))
+    return pd.concat([_tested(_deletion_test(book, scores, *case)) for case in cases], ignore_index=True)
 
 
-def _tested(book: Explainer, scores: pd.DataFrame, label: str, text: str) -> pd.DataFrame:
-    model, case, target = book.models[label], book.case(label, text), book.target(label, text)
+def _deletion_test(book: Explainer, scores: pd.DataFrame, label: str, text: str) -> Job:
+    target = book.target(label, text)
     wanted = (scores["model"] == label) & (scores["text"] == text) & (scores["target"] == target.kind)
     rows = scores[wanted & (scores["target_text"] == target.text)]
     deletions, seed = book.study.deletions, book.study.seed
     content = rows[["method", "baseline", "sink", "word", "score"]].to_json(orient="values", double_precision=12)
-    file = book.cache_file(model, case, target, faithfulness, [deletions, seed, content])
-    if not file.exists():
-        found = faithfulness(model, case, target, rows, deletions, seed=seed)
-        write_text(file, found.to_json(orient="table", index=False, double_precision=15, force_ascii=False))
-    table = json.loads(file.read_text(encoding="utf-8"))
+    key = [deletions, seed, content]
+    return book.job(label, text, faithfulness, key, word_scores=rows, deletions=deletions, seed=seed)
+
+
+def _tested(job: Job) -> pd.DataFrame:
+    table = json.loads(job.file.read_text(encoding="utf-8"))
     types = {"comprehensiveness_beats_random": "boolean", "sufficiency_beats_random": "boolean"}
     return pd.DataFrame(table["data"], columns=[field["name"] for field in table["schema"]["fields"]]).astype(types)
 

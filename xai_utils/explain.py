@@ -7,33 +7,34 @@ the same name, unless the table's line fixes them.
 
 from __future__ import annotations
 
-import ast
 import copy
 import dataclasses
 import functools
-import hashlib
 import inspect
 import json
-import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from xai_utils import gradients, perturbation, results, rollout, sampling
-from xai_utils.attribution import Attribution, Certificate, Piece
+from xai_utils.attribution import Attribution
 from xai_utils.baselines import shared_mean
+from xai_utils.cluster import computed
 from xai_utils.continuation import greedy, unrolled
+from xai_utils.jobs import Job, attribution, case_key, made_by, reason
 from xai_utils.models import LoadedModel, load
+from xai_utils.rows import TABLES, certificate_row, frame, joined, tables_of
 from xai_utils.study import Study, TextEntry, UserError, nearest
 from xai_utils.target import Target, make_target
-from xai_utils.text import Case, prepare, units
+from xai_utils.text import Case, prepare
+
+CASES, TARGETS = 64, 1024  # kept in memory: those in work, however many texts a study has
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,11 @@ class Explainer:
         other.study = self.study.model_copy(update={"texts": (entry,)})
         return other
 
-    @functools.cache  # noqa: B019 - an Explainer lives as long as its notebook
+    @functools.lru_cache(CASES)  # noqa: B019 - an Explainer lives as long as its notebook
     def case(self, label: str, text: str) -> Case:
         return prepare(self.models[label], self._entry(text), self.study)
 
-    @functools.cache  # noqa: B019
+    @functools.lru_cache(TARGETS)  # noqa: B019
     def target(self, label: str, text: str, kind: str | None = None) -> Target:
         kind = kind or self._entry(text).target or self.study.target
         return make_target(self.models[label], self.case(label, text), kind)
@@ -142,34 +143,96 @@ class Explainer:
 
     def attribute(self, label: str, text: str, method: str, target: str | None = None, **settings: Any) -> Attribution:
         """One attribution, from the cache when the same thing was computed before."""
-        return self._explained(label, self.case(label, text), self.target(label, text, target), method, settings)
+        job = self._method(method, label, text, target, settings)
+        self.fill([job])
+        return attribution(job)
 
-    def _explained(self, label: str, case: Case, goal: Target, method: str, settings: dict[str, Any]) -> Attribution:
-        line, model = method_named(method), self.models[label]
+    def _method(self, method: str, label: str, text: str, target: str | None, settings: Mapping[str, Any]) -> Job:
+        return self._explaining(method, self.case(label, text), self.target(label, text, target), settings)
+
+    def _explaining(self, method: str, case: Case, goal: Target, settings: Mapping[str, Any]) -> Job:
+        line = method_named(method)
         chosen = {name: getattr(self.study, name) for name in line.settings if hasattr(self.study, name)}
-        chosen |= line.fixed | settings
-        file = self.cache_file(model, case, goal, line.function, chosen)
-        if file.exists():
-            return _from_json(json.loads(file.read_text(encoding="utf-8")))
-        found = dataclasses.replace(line.function(model, case, goal, **chosen), method=method)
-        results.write_text(file, json.dumps(_to_json(found), ensure_ascii=False))
-        return found
+        return self._job(method, line.function, case, goal, chosen | line.fixed | dict(settings))
+
+    def job(
+        self, label: str, text: str, function: Callable[..., pd.DataFrame], key: Any = None, **settings: Any
+    ) -> Job:
+        """`function(model, case, target, **settings)` of a case, which gives a table, for `fill`.
+
+        `key` stands for the settings in the name of the cache file, where they hold more than JSON does.
+        """
+        name = function.__name__.strip("_")
+        return self._job(name, function, self.case(label, text), self.target(label, text), settings, key)
+
+    def _job(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        case: Case,
+        goal: Target,
+        settings: Mapping[str, Any],
+        key: Any = None,
+    ) -> Job:
+        model = self.models[case.model]
+        file = self.cache_file(model, case, goal, function, settings if key is None else key)
+        return Job(name, function, model.entry, model.reference, case, goal, file, made_by(model, function), settings)
 
     def cache_file(
         self, model: LoadedModel, case: Case, target: Target, function: Callable[..., Any], settings: Any
     ) -> Path:
-        """Where the result of `function` on one case is kept: a name made of all that it depends on, code included."""
-        reference = model.mean_embedding.float().cpu().numpy().tobytes()
-        parts = {
-            "model": [model.revision, model.entry.dtype, model.device.type, hashlib.sha256(reference).hexdigest()],
-            "case": [case.text, case.ids, [(word.start, word.end) for word in case.words]],
-            "target": dataclasses.asdict(target),
-            "method": [function.__name__, settings],
-            "versions": results.versions(),
-            "code": code_version(function.__module__),
-        }
-        name = results.key(parts)
+        """Where the result of `function` on one case is kept."""
+        name = case_key(model, case, target, function, settings)
         return self.folders.cache / name[:2] / f"{name}.json"
+
+    def fill(self, jobs: Iterable[Job]) -> None:
+        """Compute what is not in the cache yet, here or on a cluster; a case that fails does not stop the others.
+
+        Raises UserError at the end, which names the cases that failed; a single case's error is raised as it is.
+        """
+        asked, failed = 0, []
+
+        def missing() -> Iterator[Job]:
+            nonlocal asked
+            for job in jobs:
+                asked += 1
+                if not job.file.exists():
+                    yield job
+
+        for job, outcome in computed(missing(), self.models):
+            if isinstance(outcome, Exception):
+                failed.append((job, outcome))
+                tqdm.write(f"failed: {job}: {reason(outcome)}", file=sys.stderr)
+            else:
+                results.write_text(job.file, outcome)
+        if failed and asked == 1:
+            raise failed[0][1]
+        if failed:
+            raise UserError(_told(failed, asked)) from failed[0][1]
+
+    def stream(
+        self,
+        methods: Iterable[str],
+        texts: Iterable[str] | None = None,
+        models: Iterable[str] | None = None,
+        target: str | None = None,
+        **settings: Any,
+    ) -> Iterator[dict[str, pd.DataFrame]]:
+        """What `tables` gives, one attribution after the other, so that memory does not grow with their number."""
+        labels, ids = list(models or self.models), list(texts or [entry.id for entry in self.study.texts])
+        names = list(methods)
+        for name in names:
+            method_named(name)
+        for label in labels:
+            for text in ids:
+                self.target(label, text, target)  # what is wrong with a text is told before anything is computed
+        wanted = [(name, label, text) for label in labels for text in ids for name in names]
+        self.fill(
+            self._method(name, label, text, target, settings) for name, label, text in progress(wanted, "explaining")
+        )
+        for name, label, text in wanted:
+            job = self._method(name, label, text, target, settings)
+            yield tables_of(job.case, job.target, attribution(job))
 
     def tables(
         self,
@@ -180,26 +243,18 @@ class Explainer:
         **settings: Any,
     ) -> dict[str, pd.DataFrame]:
         """The tables `attributions`, `word_scores` and `certificates` over models, texts and methods."""
-        rows: dict[str, list[dict[str, Any]]] = {"attributions": [], "word_scores": [], "certificates": []}
-        labels, ids = list(models or self.models), list(texts or [entry.id for entry in self.study.texts])
-        jobs = [(label, text, method) for label in labels for text in ids for method in methods]
-        for label, text, method in progress(jobs, "explaining"):
-            found = self.attribute(label, text, method, target, **settings)
-            case, goal = self.case(label, text), self.target(label, text, target)
-            keys = case.keys() | goal.keys() | found.keys()
-            rows["attributions"] += _token_rows(keys, case, found)
-            rows["word_scores"] += _word_rows(keys, case, found)
-            if found.certificate is not None:
-                rows["certificates"].append(keys | certificate_row(found.certificate))
-        return {name: _frame(content) for name, content in rows.items()}
+        return joined(list(self.stream(methods, texts, models, target, **settings)))
 
     def continuations(self, text: str, method: str = "integrated_gradients") -> dict[str, pd.DataFrame]:
         """Tables `continuations` (matrix continuation x input, long) and `certificates` of one text, for all models."""
         rows, proofs = [], []
         for label, model in self.models.items():
             generated = greedy(model, self.case(label, text), self.study.continuation)
-            for step, (case, goal) in enumerate(progress(unrolled(model, self.case(label, text), generated), label)):
-                found = self._explained(label, case, goal, method, {})
+            prompts = unrolled(model, self.case(label, text), generated)
+            asked = [self._explaining(method, case, goal, {}) for case, goal in prompts]
+            self.fill(progress(asked, label))
+            for step, job in enumerate(asked):
+                case, goal, found = job.case, job.target, attribution(job)
                 keys = case.keys() | goal.keys() | found.keys() | {"step": step, "generated": goal.text}
                 rows += [
                     keys | {"position": position, "token": token.label, "score": score}
@@ -210,33 +265,27 @@ class Explainer:
         return {"continuations": pd.DataFrame(rows), "certificates": pd.DataFrame(proofs)}
 
     def write(self, methods: Iterable[str], part: str, **settings: Any) -> dict[str, pd.DataFrame]:
-        """`tables`, also written as one part of the study's data."""
-        return self.store(part, self.tables(methods, **settings))
+        """`tables`, written as one part of the study's data while they come."""
+        with results.appending(self.study, TABLES, part) as append:
+            for tables in self.stream(methods, **settings):
+                for name, table in tables.items():
+                    append(name, table)
+        return {name: results.read_table(self.study, name, part) for name in TABLES}
 
     def store(self, part: str, *runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         """Several runs of `tables` as one, written as one part of the study's data in place of what it held."""
-        joined = {name: pd.concat([run[name] for run in runs if len(run[name])] or [runs[0][name]]) for name in runs[0]}
-        for name, table in joined.items():
-            joined[name] = table.reset_index(drop=True)
-            results.write_table(joined[name], self.study, name, part)
-        return joined
+        tables = joined(list(runs))
+        for name, table in tables.items():
+            results.write_table(table, self.study, name, part)
+        return tables
 
     def cached_table(
         self, label: str, text: str, function: Callable[..., pd.DataFrame], **settings: Any
     ) -> pd.DataFrame:
         """The table that `function(model, case, target, **settings)` returns, from the cache where it is there."""
-        model, case, goal = self.models[label], self.case(label, text), self.target(label, text)
-        file = self.cache_file(model, case, goal, function, settings)
-        if not file.exists():
-            table = function(model, case, goal, **settings)
-            results.write_text(file, table.to_json(orient="table", index=False, double_precision=15, force_ascii=False))
-        return _frame(json.loads(file.read_text(encoding="utf-8"))["data"]).assign(**case.keys())
-
-
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """A table whose character positions are whole numbers or nothing."""
-    frame = pd.DataFrame(rows)
-    return frame.astype({name: "Int64" for name in ("start", "end") if name in frame})
+        job = self.job(label, text, function, **settings)
+        self.fill([job])
+        return frame(json.loads(job.file.read_text(encoding="utf-8"))["data"]).assign(**job.case.keys())
 
 
 def progress(jobs: list[Any], what: str) -> Iterator[Any]:
@@ -244,82 +293,10 @@ def progress(jobs: list[Any], what: str) -> Iterator[Any]:
     return iter(tqdm(jobs, desc=what, disable=bool(os.environ.get("XAI_HEADLESS")) or len(jobs) < 2))
 
 
-@functools.cache
-def code_version(module: str) -> str:
-    """Hash of a module's code, comments apart, and of all modules of this package that it takes something from.
-
-    Reading studies and loading models is left out: what they can change is in the settings and the model's revision.
-    """
-    found = {name: "" for name in ("xai_utils.study", "xai_utils.models")}
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        source = Path(str(sys.modules[name].__file__)).read_text(encoding="utf-8")
-        found[name] = ast.dump(ast.parse(source))
-        taken = (
-            getattr(value, "__module__", None) or getattr(value, "__name__", "")
-            for value in vars(sys.modules[name]).values()
-        )
-        waiting += [other for other in taken if str(other).startswith("xai_utils.") and other in sys.modules]
-    return results.key(found)
-
-
-def certificate_row(certificate: Certificate) -> dict[str, Any]:
-    return dataclasses.asdict(certificate) | {
-        "relative_delta": certificate.relative_delta,
-        "converged": certificate.converged,
-    }
-
-
-def _token_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[dict[str, Any]]:
-    return [
-        keys
-        | {
-            "position": position,
-            "token": token.label,
-            "start": token.start,
-            "end": token.end,
-            "kind": "kept" if found.sink == "kept" and math.isnan(score) and token.kind == "special" else token.kind,
-            "score": score,
-            "error": error,
-        }
-        for position, (token, score, error) in enumerate(
-            zip(case.tokens, found.scores.tolist(), found.errors.tolist(), strict=True)
-        )
-    ]
-
-
-def _word_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[dict[str, Any]]:
-    return [
-        keys
-        | {
-            "word": unit.text,
-            "start": unit.start,
-            "end": unit.end,
-            "is_word": unit.is_word,
-            "pieces": len(unit.tokens),
-            "score": score,
-            "error": error,
-            "additive": found.additive,
-        }
-        for unit, score, error in zip(units(case), found.word_scores.tolist(), found.word_errors.tolist(), strict=True)
-    ]
-
-
-def _to_json(found: Attribution) -> dict[str, Any]:
-    plain = json.JSONDecoder().decode(json.dumps(dataclasses.asdict(found), default=np.ndarray.tolist))
-    return dict(plain)
-
-
-def _from_json(content: dict[str, Any]) -> Attribution:
-    arrays = ("scores", "errors", "word_scores", "word_errors")
-    content |= {name: np.array(content[name], dtype=float) for name in arrays}
-    certificate = content["certificate"]
-    content["certificate"] = None if certificate is None else Certificate(**certificate)
-    inner = ("alphas", "values", "scores")
-    content["path"] = tuple(
-        Piece(**(piece | {name: np.array(piece[name]) for name in inner})) for piece in content["path"]
-    )
-    return Attribution(**content)
+def _told(failed: list[tuple[Job, Exception]], asked: int) -> str:
+    """One line on the cases that failed: what each reason hit."""
+    reasons: dict[str, list[str]] = {}
+    for job, error in failed:
+        reasons.setdefault(reason(error), []).append(str(job))
+    told = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+    return f"{len(failed)} of {asked} cases failed: {told}; the others are kept: mend this and run again"

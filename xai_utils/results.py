@@ -6,18 +6,22 @@ pickle anywhere.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from xai_utils.study import ROOT, Study, UserError
 
@@ -52,27 +56,38 @@ def folders(study: Study) -> Folders:
     )
 
 
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, put in place at the end; an error or an interruption leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); expected a folder with free space; free some or set XAI_RUNS"
+        ) from None
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path`, then put it in place; an interruption leaves the old file.
 
     Raises UserError when the disk is full or the folder cannot be written.
     """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+    with _writing(path), _whole(path) as temporary:
         write(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); expected a folder with free space; free some or set XAI_RUNS"
-        ) from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -85,9 +100,35 @@ def write_table(frame: pd.DataFrame, study: Study, name: str, part: str = "all")
     return write_whole(folders(study).data / name / f"{part}.parquet", lambda file: frame.to_parquet(file, index=False))
 
 
-def read_table(study: Study, name: str) -> pd.DataFrame:
-    """All parts of a table. Raises UserError, which says what to run first, when there is none."""
-    parts = sorted((folders(study).data / name).glob("[!.]*.parquet"))
+@contextmanager
+def appending(study: Study, names: Sequence[str], part: str) -> Iterator[Callable[[str, pd.DataFrame], None]]:
+    """Write one part of several tables while their rows come, a row group at a time; in place when all of it is there.
+
+    Gives a function that takes the name of a table and some of its rows, and raises UserError as `write_whole` does.
+    """
+    folder = folders(study).data
+    with ExitStack() as files:
+        writers: dict[str, pq.ParquetWriter] = {}
+
+        def append(name: str, frame: pd.DataFrame) -> None:
+            rows = pa.Table.from_pandas(frame, preserve_index=False)
+            with _writing(folder / name):
+                if name not in writers:
+                    file = files.enter_context(_whole(folder / name / f"{part}.parquet"))
+                    writers[name] = files.enter_context(pq.ParquetWriter(file, rows.schema))
+                writers[name].write_table(rows.cast(writers[name].schema))
+
+        yield lambda name, frame: append(name, frame) if len(frame) else None
+        with _writing(folder):
+            files.close()
+    for name in names:
+        if name not in writers:
+            write_table(pd.DataFrame(), study, name, part)
+
+
+def read_table(study: Study, name: str, part: str = "[!.]*") -> pd.DataFrame:
+    """All parts of a table, or one. Raises UserError, which says what to run first, when there is none."""
+    parts = sorted((folders(study).data / name).glob(f"{part}.parquet"))
     if not parts:
         raise UserError(
             f"study '{study.name}' has no table '{name}' yet; expected one from an earlier notebook; "
@@ -140,6 +181,7 @@ def publish_json(content: Any, study: Study, name: str) -> None:
     write_text(folders(study).tables / f"{name}.json", text + "\n")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of what computes numbers, for cache keys and provenance."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}

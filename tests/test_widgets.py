@@ -131,7 +131,7 @@ def test_stop_stops(endless):
     assert explorer.bar.description == "Computing"
     explorer.stop.click()
     assert shown(explorer) is None
-    assert re.search(r"Stopped</b> after [1-9]\d* passes", explorer.line.value)
+    assert re.search(r"Stopped</b> after [1-9]\d* pass", explorer.line.value)
     assert explorer.stop.disabled
 
 
@@ -165,7 +165,7 @@ def test_headless_runs_build_no_widget(twins, monkeypatch):
     widgets.explore(twins, "attention", "comparison")
     assert built == []
     monkeypatch.delenv("XAI_HEADLESS")
-    monkeypatch.setattr(widgets, "display", lambda widget: None)
+    monkeypatch.setattr(widgets, "display", lambda *shown: None)
     monkeypatch.setattr(widgets.Explorer, "start", lambda self, _=None: None)
     widgets.explore(twins, "attention")
     assert built
@@ -173,7 +173,7 @@ def test_headless_runs_build_no_widget(twins, monkeypatch):
 
 def test_a_tab_starts_when_it_is_first_seen(twins, monkeypatch):
     shown_widgets, started = [], []
-    monkeypatch.setattr(widgets, "display", shown_widgets.append)
+    monkeypatch.setattr(widgets, "display", lambda script, widget: shown_widgets.append(widget))
     monkeypatch.setattr(widgets.Explorer, "start", lambda self, _=None: started.append(self))
     monkeypatch.delenv("XAI_HEADLESS", raising=False)
     widgets.explore(twins, "attribution", "attention")

@@ -49,6 +49,7 @@ STYLE: Any = {
     "savefig.dpi": 110,
 }
 ROW, LETTER = 0.215, 0.078  # inches that a bar and a letter of its label take
+HEADING = 0.095  # inches that a letter of a figure's title takes, Cyrillic ones among them
 LONGEST = 48  # letters of a label before its middle is left out
 
 
@@ -226,6 +227,11 @@ def proof(certificate: Certificate | pd.Series, unit: str) -> str:
     )
 
 
+def heading(title: str, width: float) -> list[str]:
+    """The lines of a title over a figure of `width` inches."""
+    return [readable(line, 10**6) for line in textwrap.wrap(title, int(width / HEADING))]
+
+
 def bars(panels: Sequence[Bars], title: str = "", columns: int | None = None) -> Figure:
     """Panels of bars beside each other, `columns` in a row, as tall as their bars need.
 
@@ -237,7 +243,7 @@ def bars(panels: Sequence[Bars], title: str = "", columns: int | None = None) ->
     width = max(3.0 * columns + LETTER * longest * (1 if _shared(rows) else columns), 6.0)
     each = (width - LETTER * longest * (1 if _shared(rows) else columns)) / columns
     heights = [max(len(one.labels) for one in row) * ROW + _margin(row, each) for row in rows]
-    lines = textwrap.wrap(title, int(width / LETTER))
+    lines = heading(title, width)
     with style():
         fig = figure(width, sum(heights) + 0.2 * len(lines))
         grid = fig.add_gridspec(len(rows), columns, height_ratios=heights)
@@ -250,7 +256,7 @@ def bars(panels: Sequence[Bars], title: str = "", columns: int | None = None) ->
                 if column and _shared([row]):
                     axes.set_yticklabels([])
         if lines:
-            fig.suptitle("\n".join(readable(text, 10**6) for text in lines), x=0.01, ha="left")
+            fig.suptitle("\n".join(lines), x=0.01, ha="left")
     return fig
 
 

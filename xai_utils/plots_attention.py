@@ -178,9 +178,10 @@ def head_maps(table: pd.DataFrame, columns: Mapping[str, str] | None = None, tit
     columns = columns or NAMES
     shape = _by_head(table, next(iter(columns))).shape
     cell = min(0.2, 6.0 / shape[1])
-    down = math.ceil(len(columns) * (shape[1] * cell + 0.9) / 11)
+    each = max(shape[1] * cell, 1.3) + 0.9  # inches of a map, or of the words above it
+    down = math.ceil(len(columns) * each / 11)
     across = math.ceil(len(columns) / down)
-    size = (max(across * (shape[1] * cell + 0.9), 5.0), down * (shape[0] * cell * 0.8 + 1.15) + 0.3)
+    size = (max(across * each, 5.0), down * (shape[0] * cell * 0.8 + 1.15) + 0.3)
     with style():
         fig = Figure(figsize=size, layout="constrained")
         panels = np.ravel(fig.subplots(down, across, squeeze=False))

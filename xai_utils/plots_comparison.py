@@ -21,7 +21,7 @@ from matplotlib.patches import Patch, Rectangle
 from xai_utils.compare import real
 from xai_utils.measured import IG, Measured
 from xai_utils.observations import largest_differences, pair_rows
-from xai_utils.plots import INK, NOTHING, OPPOSES, ROW, SUPPORTS, centred, diverging, figure, readable, style
+from xai_utils.plots import INK, NOTHING, OPPOSES, ROW, SUPPORTS, centred, diverging, figure, heading, readable, style
 from xai_utils.study import TextEntry, UserError
 
 FIRST, SECOND, BAND = "#4d4d4d", "#e08214", "#d9d9d9"  # base, other (safe beside each other), floor
@@ -56,9 +56,9 @@ def pair(difference: pd.DataFrame, title: str = "") -> Figure:
     """
     rows = difference.reset_index(drop=True)
     base, other, unit = (str(rows[name].iloc[0]) for name in ("base", "other", "unit"))
-    places = np.arange(len(rows))
+    places, lines = np.arange(len(rows)), heading(title, 8.4)
     with style():
-        fig = figure(8.4, 1.6 + 1.25 * ROW * len(rows))
+        fig = figure(8.4, 1.4 + 0.2 * len(lines) + 1.25 * ROW * len(rows))
         left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
         left.hlines(places, rows["score_base"], rows["score_other"], color=BAND, linewidth=2.5, zorder=1)
         _dots(left, rows["score_base"], None, FIRST, "o", 0.0)
@@ -74,7 +74,9 @@ def pair(difference: pd.DataFrame, title: str = "") -> Figure:
         _rows(left, rows["word"].tolist())
         _rows(right, rows["word"].tolist())
         right.tick_params(labelleft=False)
-        fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
+        for axes, bins in ((left, 7), (right, 5)):
+            axes.locator_params(axis="x", nbins=bins)
+        fig.suptitle("\n".join(lines), x=0.01, ha="left")
     return fig
 
 

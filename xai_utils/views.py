@@ -75,14 +75,15 @@ def scores(
     tables = own.tables([method], models=[model], target=target, **_accepted(method, settings))
     goal, proofs = own.target(model, OWN, target), tables["certificates"]
     name = method.replace("_", " ")
-    bars = plots.panel(tables, by=by, title=f"{model}: {name} of {goal.text!r}, by {by}")
-    figure = plots.bars([bars], title=text)
+    bars = plots.panel(tables, by=by, title=f"{model}: {name} by {by}")
+    title = f"{text}: {goal.text!r}"
+    figure = plots.bars([bars], title=title)
     if len(proofs):
         line = f"Certificate: {'converged' if bars.converged else 'NOT CONVERGED'}."
     else:
         line = f"{name.capitalize()} carries no certificate."
-    alt = f"{bars.describe()} {bars.note}".strip()
-    return View(figure, alt, line + _spacing(text, answer))
+    alt = f"{title}. {bars.describe()} {bars.note}".strip()
+    return View(figure, alt, line + _remarks(own.case(model, OWN), text, answer))
 
 
 def _accepted(method: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -90,10 +91,11 @@ def _accepted(method: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in line.settings and name not in line.fixed}
 
 
-def _spacing(text: str, answer: str) -> str:
-    """A word of warning where an answer would be glued to the text."""
+def _remarks(case: Case, text: str, answer: str = "") -> str:
+    """What a person should know of their own text: its end was cut off, or the answer would be glued to it."""
+    cut = f" The text is too long: its last {case.cut} tokens were left out (max_tokens of the study)." * (case.cut > 0)
     glued = answer[:1].isalnum() and text.rstrip()[-1:].isalnum()
-    return " The answer begins without a space, so it goes on inside the text's last word." if glued else ""
+    return cut + (" The answer begins without a space, so it goes on inside the text's last word." if glued else "")
 
 
 def head(
@@ -135,7 +137,7 @@ def head(
     figure = plots_attention.heatmap(matrix.numpy(), labels, title, rest=apart)
     sink = found.weights[head, 1:, 0].mean().item() if len(case.tokens) > 1 else 1.0
     line = f"The first position takes {sink:.0%} of this head's attention; a row is a query, and rows sum to 1."
-    return View(figure, f"{title}. {_strongest(matrix.numpy(), labels)}", line)
+    return View(figure, f"{title}. {_strongest(matrix.numpy(), labels)}", line + _remarks(case, text))
 
 
 def _layer(model: LoadedModel, case: Case, index: int) -> Layer:
@@ -149,7 +151,7 @@ def _layer(model: LoadedModel, case: Case, index: int) -> Layer:
 
 
 def _strongest(matrix: np.ndarray, labels: list[str]) -> str:
-    """Where the most attended key outside the diagonal stands."""
+    """The key that is looked at most, on average over the queries."""
     keys = np.nan_to_num(matrix).mean(0)
     return f"Most looked at: {labels[int(keys.argmax())].strip()!r}, {keys.max():.0%} on average."
 
@@ -162,8 +164,10 @@ def comparison(
     other: str,
     method: str,
     answer: str = "",
+    contrast: str = "",
     target: str = "logprob",
     baseline: str = "mean",
+    keep_sink: bool = True,
 ) -> View:
     """Two models' word scores side by side, and their difference over its floor.
 
@@ -172,13 +176,14 @@ def comparison(
     """
     if base == other:
         raise UserError(f"both models are '{base}'; expected two different ones; choose another model")
-    own = on_text(book, text, answer)
+    own = on_text(book, text, answer, contrast)
     has_choice = bool(_accepted(method, {"baseline": baseline}))
     names = list(dict.fromkeys([baseline, *book.study.baselines])) if has_choice else [""]
+    settings = [_accepted(method, {"baseline": name, "keep_sink": keep_sink}) for name in names]
     found = [
-        own.tables([method], models=[label], target=target, **_accepted(method, {"baseline": name}))
+        own.tables([method], models=[label], target=target, **setting)
         for label in (base, other)
-        for name in names
+        for setting in settings
     ]
     proofs = pd.concat([tables["certificates"] for tables in found]).reindex(columns=[*CASE, "converged"])
     proofs = proofs.astype({"converged": bool})
@@ -191,11 +196,15 @@ def comparison(
     largest = table.iloc[int(table["difference"].abs().argmax())]
     alt = f"{text}: {other} minus {base} is largest for {largest['word']!r}, {largest['difference']:+.3g} {goal.unit}. "
     line = _counted(table, names, proofs)
-    return View(figure, alt + line, line + _spacing(text, answer))
+    longest = max((own.case(label, OWN) for label in (base, other)), key=lambda case: case.cut)
+    return View(figure, alt + line, line + _remarks(longest, text, answer))
 
 
 def _counted(table: pd.DataFrame, baselines: list[str], proofs: pd.DataFrame) -> str:
     signs = f" and keep their sign at the baselines {', '.join(baselines)}" if len(baselines) > 1 else ""
     left_out = (~proofs["converged"]).sum()
-    lost = f" {left_out} of {len(proofs)} attributions did not converge and are left out." if left_out else ""
-    return f"{real(table).sum()} of {len(table)} differences count: they are beyond their floor{signs}.{lost}"
+    if left_out:
+        proof = f"{left_out} of {len(proofs)} attributions did not converge and are left out."
+    else:
+        proof = f"All {len(proofs)} certificates converged." if len(proofs) else "This method carries no certificate."
+    return f"{real(table).sum()} of {len(table)} differences count: they are beyond their floor{signs}. {proof}"

@@ -12,11 +12,11 @@ import html
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as ipy
-from IPython.display import display
+from IPython.display import Javascript, display
 
 from xai_utils import views
 from xai_utils.baselines import BASELINES
@@ -30,6 +30,18 @@ ONE_AT_A_TIME = threading.Lock()  # models are shared, and attention switches th
 REFRESH = 0.2  # seconds between two reports of progress
 FADED = "<style>.xai-faded {opacity: 0.35} .xai-explorer img {max-width: 100%}</style>"
 LABEL = {"description_width": "initial"}
+PAGE = """
+const focusable = ":is(input, select, button, .noUi-handle, [contenteditable])";
+window.xaiExplorers ??= new MutationObserver(() => {
+  for (const control of document.querySelectorAll(`.xai-explorer ${focusable}`)) {
+    control.setAttribute("data-lm-suppress-shortcuts", "true");
+  }
+  for (const handle of document.querySelectorAll(".xai-explorer .noUi-handle")) {
+    handle.setAttribute("aria-label", handle.closest(".widget-slider").querySelector("label").textContent);
+  }
+});
+window.xaiExplorers.observe(document.body, {childList: true, subtree: true});
+"""  # JupyterLab would take arrow keys and letters for its cells, and ipywidgets names all controls but the sliders
 
 
 class Explorer(ipy.VBox):
@@ -84,10 +96,10 @@ class Explorer(ipy.VBox):
                 with watch:
                     view = self._compute(**values)
                     png, alt, line = view.png(), view.alt, html.escape(view.line)
-                cost = f"{watch.passes:.0f} passes through a model" if watch.passes else "remembered"
+                cost = f"{_passes(watch)} through a model" if watch.passes else "remembered"
                 line += f" <small>({cost}, {time.monotonic() - begun:.1f} s)</small>"
             except Stopped:
-                line = f"<b>Stopped</b> after {watch.passes:.0f} passes."
+                line = f"<b>Stopped</b> after {_passes(watch)}."
             except UserError as error:
                 line = _problem(str(error))
             except Exception as error:  # a thread's traceback would be lost
@@ -99,12 +111,17 @@ class Explorer(ipy.VBox):
     def _show(self, png: bytes, alt: str, line: str) -> None:
         source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         self.picture.value = f'<img alt="{html.escape(alt)}" src="{source}">' if png else ""
+        self._say(line)
+
+    def _say(self, line: str) -> None:
         self.line.value = f'<div role="status">{line}</div>'
 
     def _busy(self, busy: bool) -> None:
         self.stop.disabled = not busy
         self.bar.description = "Computing" if busy else "Idle"
         self.bar.value = 0
+        if busy:
+            self._say("Computing …")
         (self.picture.add_class if busy else self.picture.remove_class)("xai-faded")
 
     def _reporter(self) -> Callable[[float], None]:
@@ -118,6 +135,10 @@ class Explorer(ipy.VBox):
                 self.bar.value = passes
 
         return report
+
+
+def _passes(watch: Watch) -> str:
+    return "1 pass" if round(watch.passes) == 1 else f"{watch.passes:.0f} passes"
 
 
 def _problem(text: str) -> str:
@@ -155,14 +176,16 @@ def _number(label: str, most: int) -> ipy.IntSlider:
     return ipy.IntSlider(0, 0, most, description=label, continuous_update=False, **look)
 
 
-def _texts(book: Explainer, contrast: bool = True) -> dict[str, ipy.Text]:
+def _texts(book: Explainer) -> dict[str, ipy.DOMWidget]:
     first = book.study.texts[0]
-    answer = _text("Answer", first.answer, "the model's own next token")
-    lines = {"text": _text("Text", first.text, "any sentence"), "answer": answer}
-    return lines | ({"contrast": _text("Instead of", first.contrast, "for the target contrast")} if contrast else {})
+    return {
+        "text": _text("Text", first.text, "any sentence"),
+        "answer": _text("Answer", first.answer, "the model's own next token"),
+        "contrast": _text("Instead of", first.contrast, "for the target contrast"),
+    }
 
 
-def _methods(names: Sequence[str]) -> list[tuple[str, str]]:
+def _spaced(names: Iterable[str]) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), name) for name in names]
 
 
@@ -171,8 +194,8 @@ def _setting(book: Explainer, methods: Sequence[str]) -> dict[str, ipy.DOMWidget
     study = book.study
     preferred = next((name for name in study.methods if name in methods), methods[0])
     return {
-        "target": _choice("Target", list(UNITS), study.texts[0].target or study.target),
-        "method": _choice("Method", _methods(methods), preferred),
+        "target": _choice("Target", _spaced(UNITS), study.texts[0].target or study.target),
+        "method": _choice("Method", _spaced(methods), preferred),
         "baseline": _choice("Baseline", list(BASELINES), study.baseline),
     }
 
@@ -240,7 +263,8 @@ def comparison(book: Explainer) -> Explorer:
     """Two models on one's own sentence, words aligned, with the difference over its floor."""
     labels = list(book.models)
     pair = {"base": _choice("Model", labels), "other": _choice("Other model", labels, labels[-1])}
-    controls = _texts(book, contrast=False) | pair | _setting(book, list(METHODS))
+    rest = {"keep_sink": _flag("Keep the first position", book.study.keep_sink)}
+    controls = _texts(book) | pair | _setting(book, list(METHODS)) | rest
     return Explorer(_fitted(controls), _with(views.comparison, book), book, book.study.budget)
 
 
@@ -253,7 +277,7 @@ def explore(book: Explainer, *names: str) -> None:
         return
     explorers = [EXPLORERS[name](book) for name in names]
     if len(explorers) == 1:
-        display(explorers[0])
+        display(Javascript(PAGE), explorers[0])
         explorers[0].start()
         return
     tabs = ipy.Tab(explorers, titles=[name.capitalize() for name in names])
@@ -264,5 +288,5 @@ def explore(book: Explainer, *names: str) -> None:
             explorer.start()
 
     tabs.observe(seen, "selected_index")
-    display(tabs)
+    display(Javascript(PAGE), tabs)
     seen()

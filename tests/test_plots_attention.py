@@ -1,0 +1,174 @@
+"""Figures of attention: the pixels are the weights, every head can be found, and no label is cut off."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from test_attention import case_of, random_causal
+from tiny import tiny_loaded
+
+from xai_utils import plots, plots_attention
+from xai_utils.attention import head_table, statistics
+from xai_utils.attention_words import attention_change, most_changed, word_attention
+from xai_utils.heads import group_heads
+from xai_utils.rollout import drift
+
+TEXT = "Сколько планет в Солнечной системе?"
+
+
+def texts_inside(fig):
+    """All visible texts; asserts that each lies within the figure."""
+    canvas = FigureCanvasAgg(fig)
+    with plots.style():
+        canvas.draw()
+    renderer, found = canvas.get_renderer(), []
+    beyond = set()  # ticks outside an axis' range have labels that are not drawn
+    for axis in (axis for axes in fig.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        ticks = [tick for tick in axis.get_major_ticks() if not low - 1e-9 <= tick.get_loc() <= high + 1e-9]
+        beyond |= {label for tick in ticks for label in (tick.label1, tick.label2)}
+    for text in fig.findobj(lambda artist: hasattr(artist, "get_text")):
+        if not text.get_text() or not text.get_visible() or text in beyond:
+            continue
+        box = text.get_window_extent(renderer)
+        assert fig.bbox.x0 - 1 <= box.x0 and box.x1 <= fig.bbox.x1 + 1, text.get_text()
+        assert fig.bbox.y0 - 1 <= box.y0 and box.y1 <= fig.bbox.y1 + 1, text.get_text()
+        found.append(text.get_text())
+    return found
+
+
+def images(fig):
+    return [image.get_array() for axes in fig.axes for image in axes.get_images()]
+
+
+@pytest.mark.parametrize("labels", [["a", "b", "c"], ["<|endoftext|>", "$x$", "длинное·слово" * 5] * 9, list("x" * 64)])
+def test_a_heads_map_shows_its_weights_and_all_its_labels(labels):
+    weights = random_causal(len(labels)).numpy()
+    fig = plots_attention.heatmap(
+        weights, labels, "base: layer 0, head 0, on a text with a title that is rather long $1$"
+    )
+    drawn = images(fig)[0]
+    assert drawn.mask.sum() == len(labels) * (len(labels) - 1) / 2
+    np.testing.assert_allclose(drawn.filled(0), weights, atol=1e-7)
+    shown = texts_inside(fig)
+    if len(labels) <= 27:
+        assert shown.count(plots.readable(labels[0], plots_attention.LABEL)) == 2 * labels.count(labels[0])
+    assert {"key: looked at", "query: looks", "attention"} <= set(shown)
+
+
+def test_every_head_stands_in_its_row_and_column():
+    maps = random_causal(3, 5, 8).numpy()
+    table = pd.DataFrame(
+        [{"layer": i, "head": j, "group": "sink" if j else "induction"} for i in range(3) for j in range(5)]
+    )
+    fig = plots_attention.all_heads(maps, "All heads", table)
+    shown = texts_inside(fig)
+    (axes,) = fig.axes
+    assert len(axes.get_images()) == 15
+    for image in axes.get_images():
+        left, right, bottom, top = image.get_extent()
+        head = int((left + right) / 2 // ((axes.get_xlim()[1]) / 5))
+        layer = int((bottom + top) / 2 // ((axes.get_ylim()[0]) / 3))
+        np.testing.assert_allclose(image.get_array().filled(0), maps[layer, head], atol=1e-7)
+    assert shown.count("S") == 12 and shown.count("I") == 3
+    assert [label.get_text() for label in axes.get_xticklabels()] == list("01234" * 2)  # below and above
+
+
+@pytest.mark.parametrize(("layers", "heads", "size"), [(30, 9, 26), (16, 32, 14), (2, 4, 64)])
+def test_maps_of_all_heads_have_whole_pixels(layers, heads, size):
+    fig = plots_attention.all_heads(np.tile(random_causal(size).numpy(), (layers, heads, 1, 1)), "All heads")
+    texts_inside(fig)
+    fig.set_dpi(plots.STYLE["savefig.dpi"])
+    left, _, width, height = fig.axes[0].get_window_extent().bounds
+    (x0, x1), (y0, y1) = fig.axes[0].get_xlim(), fig.axes[0].get_ylim()
+    across, down = width / (x1 - x0), height / (y0 - y1)  # pixels a token
+    assert across == pytest.approx(down, rel=1e-3) and across == pytest.approx(round(across), rel=1e-3) and across >= 1
+
+
+def test_maps_by_layer_and_head_show_means_over_texts():
+    rows = []
+    for seed in (0, 1):
+        numbers = {name: value.numpy() for name, value in statistics(random_causal(6, 9, seed=seed)).items()}
+        rows.append(pd.DataFrame({"layer": [0, 0, 0, 1, 1, 1], "head": [0, 1, 2] * 2, **numbers}))
+    fig = plots_attention.head_maps(pd.concat(rows), title="What heads do")
+    shown = texts_inside(fig)
+    assert set(plots_attention.NAMES.values()) <= set(shown)
+    expected = (rows[0]["sink"] + rows[1]["sink"]).to_numpy().reshape(2, 3) / 2
+    np.testing.assert_allclose(images(fig)[1], expected, rtol=1e-6)
+
+
+def test_a_statistic_that_is_not_known_is_grey_and_no_error():
+    table = pd.DataFrame({"layer": [0, 0], "head": [0, 1], "norm_sink": [np.nan, np.nan], "sink": [0.5, 0.25]})
+    fig = plots_attention.head_maps(table, {"sink": "weight", "norm_sink": "moved"})
+    texts_inside(fig)
+    assert images(fig)[1].mask.all()
+
+
+def test_examples_of_groups_have_a_map_each():
+    examples = {
+        f"sink: layer {i}, head 0": (random_causal(n).numpy(), ["токен"] * n) for i, n in enumerate((5, 51, 26))
+    }
+    fig = plots_attention.group_examples(examples, "One head of each group")
+    shown = texts_inside(fig)
+    assert [drawn.shape[0] for drawn in images(fig)[:3]] == [5, 51, 26] and set(examples) <= set(shown)
+
+
+def test_rollout_has_a_line_a_model_and_one_of_uniform_attention():
+    tables = [
+        drift(model, case_of(model)) for model in (tiny_loaded("llama"), tiny_loaded("llama", seed=1, label="other_1"))
+    ]
+    fig = plots_attention.rollout_drift(pd.concat(tables), "Rollout")
+    shown = texts_inside(fig)
+    lines = fig.axes[0].get_lines()
+    for line, column in zip(lines, (tables[0]["rollout"], tables[1]["rollout"]), strict=False):
+        np.testing.assert_allclose(line.get_ydata(), column)
+    assert len(lines) == 3 and "other_1" in shown
+
+
+def changed_pair(text=TEXT):
+    models = tiny_loaded("llama"), tiny_loaded("llama", seed=1, label="other")
+    both = [word_attention(model, case_of(model, text)) for model in models]
+    again = [word_attention(model, case_of(model, "Какое число планет в Солнечной системе?")) for model in models]
+    return *both, attention_change(*both, [tuple(again)])
+
+
+def test_change_is_mapped_beside_its_floor_with_a_dot_where_it_is_beyond():
+    *_, change = changed_pair()
+    change.loc[:, "beyond_floor"] = [True] + [False] * 7
+    fig = plots_attention.divergence_map(change, "What changed")
+    texts_inside(fig)
+    for drawn, column in zip(images(fig), ("divergence", "shared", "floor"), strict=False):
+        np.testing.assert_allclose(drawn.ravel(), change[column])
+    (dots,) = fig.axes[1].get_lines()
+    assert (dots.get_xdata().tolist(), dots.get_ydata().tolist()) == ([0], [0])
+
+
+def test_change_without_a_floor_is_one_map():
+    base, other, _ = changed_pair()
+    fig = plots_attention.divergence_map(attention_change(base, other), "What changed")
+    assert texts_inside(fig).count("between the models, all words") == 1 and len(images(fig)) == 1
+
+
+@pytest.mark.parametrize("text", [TEXT, "Слово и ещё одно. " * 12])
+def test_changed_heads_are_drawn_word_by_word(text):
+    base, other, change = changed_pair(text)
+    top = most_changed(change, 3)
+    fig = plots_attention.changed_heads(base, other, top, "The heads that changed most")
+    shown = texts_inside(fig)
+    panels = [axes.get_images()[0].get_array() for axes in fig.axes[:9]]
+    layer, head = int(top.iloc[1]["layer"]), int(top.iloc[1]["head"])
+    assert f"layer {layer}, head {head}\n{top.iloc[1]['divergence']:.3f} nats" in shown
+    np.testing.assert_allclose(panels[3][:, 0], base.weights[layer, head, :, 0])
+    difference = other.weights[layer, head, -1, :-1] - base.weights[layer, head, -1, :-1]
+    np.testing.assert_allclose(panels[5][-1], difference)
+    assert panels[4].mask[0, 2:].all()  # the first word sees the start and itself
+
+
+def test_real_groups_fit_the_picture():
+    model = tiny_loaded("llama")
+    table = head_table(model, case_of(model))
+    groups = group_heads(table, np.zeros((2, 4)))
+    fig = plots_attention.all_heads(torch.rand(2, 4, 6, 6).numpy(), "All", groups)
+    letters = [plots_attention.LETTERS[group] for group in groups["group"]]
+    assert sorted(text for text in texts_inside(fig) if text in "SPLBI") == sorted(letters)

@@ -65,6 +65,8 @@ def merge(model: PreTrainedModel, path: Path) -> PreTrainedModel:
         with warnings.catch_warnings():
             # Of tied rows and of weights that are missing, both of which are checked below.
             warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+            # peft asks transformers by a name that it has since changed; whoever reads a notebook can do nothing of it.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             adapted: Any = PeftModel.from_pretrained(model, path, is_trainable=False).eval()
     except (ValueError, RuntimeError, KeyError, IndexError, TypeError, SafetensorError) as error:
         raise UserError(

@@ -29,7 +29,8 @@ from xai_utils.plots import INK, OPPOSES, STYLE, SUPPORTS, centred, diverging, r
 UNSEEN = "#ececec"  # where a causal model cannot look
 LABEL = 22  # letters of a label on the axis of a map
 CELL = 0.26  # inches of a cell with a label of its own, at most
-SIDE = 7.5  # inches that the cells of one labelled map take, at most
+SCREEN = 3.6  # inches that they take together where they can: a laptop's screen then holds map and controls
+SIDE = 7.5  # inches that they take together at most
 LEAST = 0.11  # inches of a cell, below which only some of the labels are written
 NAMES = {
     "entropy": "entropy (nats)",
@@ -54,7 +55,8 @@ def _causal(weights: Float[np.ndarray, "query key"]) -> Float[np.ndarray, "query
 
 
 def _cell(count: int) -> float:
-    return min(CELL, SIDE / count)
+    """Inches of a cell: small enough for a screen while each can have its label, then for a page."""
+    return min(CELL, max(SCREEN / count, LEAST), SIDE / count)
 
 
 def _labelled(

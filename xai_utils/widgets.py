@@ -265,7 +265,8 @@ def comparison(book: Explainer) -> Explorer:
     pair = {"base": _choice("Model", labels), "other": _choice("Other model", labels, labels[-1])}
     rest = {"keep_sink": _flag("Keep the first position", book.study.keep_sink)}
     controls = _texts(book) | pair | _setting(book, list(METHODS)) | rest
-    return Explorer(_fitted(controls), _with(views.comparison, book), book, book.study.budget)
+    most = 2 * len(book.study.baselines) * book.study.budget
+    return Explorer(_fitted(controls), _with(views.comparison, book), book, most)
 
 
 EXPLORERS = {"attribution": attribution, "attention": attention, "influence": influence, "comparison": comparison}

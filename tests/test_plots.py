@@ -226,7 +226,7 @@ def test_a_path_far_off_and_one_on_the_spot_are_both_readable():
 
 def test_an_average_over_paths_has_no_path_to_show():
     here = explained()
-    found = integrated_gradients(*here, baseline="sampled", draws=2)
+    found = integrated_gradients(*here, baseline="sampled", sequences=2)
     with pytest.raises(UserError, match="at baseline 'sampled' has no single path"):
         plots_path.view(found)
 

@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from test_plots_attention import texts_inside
 
 from xai_utils import views
 from xai_utils.compare import differences
 from xai_utils.study import TextEntry, UserError
 
 TEXT, ANSWER = "The cat sat on the mat", " and the dog."
+MARKUP = "<b>cat</b> costs $x$ and $y_1$ {{ z }}"
 
 
 @pytest.fixture
@@ -119,10 +121,23 @@ def test_comparison_is_the_difference_table(twins, drawn):
     assert view.line.startswith(f"{sure.sum()} of {len(expected)} differences count")
 
 
+def test_comparison_takes_the_settings_of_one_model(twins, drawn):
+    case = {"text": TEXT, "answer": ANSWER, "contrast": " in the garden.", "target": "contrast"}
+    settings = {"method": "integrated_gradients", "baseline": "eos", "keep_sink": False}
+    view = views.comparison(twins, base="base", other="twin", **case, **settings)
+    table = drawn["pair"][0]
+    assert view.line.endswith("All 4 certificates converged.")
+    for label, column in (("base", "score_base"), ("twin", "score_other")):
+        views.scores(twins, model=label, **case, **settings)
+        bars = drawn["bars"][0][0]
+        there = [bars.labels.index(word) for word in table["word"]]
+        np.testing.assert_array_equal(table[column], bars.scores[there])
+
+
 def test_a_method_without_baseline_is_compared_too(twins, drawn):
     view = views.comparison(twins, text=TEXT, answer=ANSWER, base="base", other="twin", method="sensitivity")
     assert len(drawn["pair"][0]) == 6
-    assert "baselines" not in view.line
+    assert view.line.endswith("beyond their floor. This method carries no certificate.")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +166,30 @@ def test_what_is_not_there_is_said(twins):
         views.head(twins, text="a", model="base", layer=0, head=0, apart=True)
     with pytest.raises(UserError, match="two different ones"):
         views.comparison(twins, text=TEXT, base="base", other="base", method="ablation")
+
+
+def test_a_text_that_was_cut_is_remarked(twins):
+    long, ask = "дождь " * 90, {"base": "base", "other": "twin", "method": "input_x_gradient", "answer": ANSWER}
+    cut = twins.on(TextEntry(id="x", text=long)).case("base", "x").cut
+    assert cut > 0
+    found = [
+        views.scores(twins, text=long, model="base", method="input_x_gradient", answer=ANSWER),
+        views.head(twins, text=long, model="base", layer=0, head=0),
+        views.comparison(twins, text=long, **ask),
+    ]
+    assert all(f"its last {cut} tokens were left out" in view.line for view in found)
+
+
+@pytest.mark.parametrize("text", ["ШИРОКАЯ ЩЁЛКА, " * 8, MARKUP])
+def test_everything_written_is_inside_the_picture(twins, text):
+    case = {"text": text, "answer": " Щука щёлкает жужжащую мошку, а жук — широкую мышку."}
+    found = [
+        views.scores(twins, model="base", method="input_x_gradient", **case),
+        views.head(twins, text=text, model="base", layer=0, head=0),
+        views.comparison(twins, base="base", other="twin", method="input_x_gradient", **case),
+    ]
+    for view in found:
+        texts_inside(view.figure)
 
 
 def test_an_answer_glued_to_the_text_is_remarked(twins):

@@ -23,7 +23,8 @@ from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, fontManager, get_font
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.textpath import TextToPath
 from PIL import Image as Pictures
 from PIL.PngImagePlugin import PngInfo
 
@@ -49,7 +50,6 @@ STYLE: Any = {
     "savefig.dpi": 110,
 }
 ROW, LETTER = 0.215, 0.078  # inches that a bar and a letter of its label take
-HEADING = 0.095  # inches that a letter of a figure's title takes, Cyrillic ones among them
 LONGEST = 48  # letters of a label before its middle is left out
 
 
@@ -228,8 +228,16 @@ def proof(certificate: Certificate | pd.Series, unit: str) -> str:
 
 
 def heading(title: str, width: float) -> list[str]:
-    """The lines of a title over a figure of `width` inches."""
-    return [readable(line, 10**6) for line in textwrap.wrap(title, int(width / HEADING))]
+    """The lines of a title over a figure of `width` inches, as long as its letters allow."""
+    letters, paths = FontProperties(family=list(fonts()), size=STYLE["figure.titlesize"]), TextToPath()
+    count = min(len(title), int(width / 0.04))  # a line of the narrowest letters
+    while True:
+        lines = [readable(line, 10**6) for line in textwrap.wrap(title, max(count, 1))]
+        drawn = (line.replace(r"\$", "$") for line in lines)
+        longest = max((paths.get_text_width_height_descent(line, letters, False)[0] for line in drawn), default=0)
+        if longest <= 72 * 0.93 * width or count <= 1:  # hinting makes letters up to a twentieth wider
+            return lines
+        count = int(0.95 * count)
 
 
 def bars(panels: Sequence[Bars], title: str = "", columns: int | None = None) -> Figure:

@@ -76,7 +76,7 @@ def scores(
     goal, proofs = own.target(model, OWN, target), tables["certificates"]
     name = method.replace("_", " ")
     bars = plots.panel(tables, by=by, title=f"{model}: {name} by {by}")
-    title = f"{text}: {goal.text!r}"
+    title = f"{text} → {goal.text!r}"
     figure = plots.bars([bars], title=title)
     if len(proofs):
         line = f"Certificate: {'converged' if bars.converged else 'NOT CONVERGED'}."

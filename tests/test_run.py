@@ -336,6 +336,8 @@ def test_the_command_line_lists_its_commands_and_the_methods():
 def test_certificates_that_did_not_converge_are_counted_a_method(study):
     mine = load_study(study)
     assert not_converged(mine) == ""
+    results.write_table(pd.DataFrame(), mine, "certificates", "none")
+    assert not_converged(mine) == ""
     table = pd.DataFrame({"method": ["a", "a", "b", "b", "b"], "converged": [True, False, False, False, True]})
     results.write_table(table, mine, "certificates", "one")
     results.write_table(table[table["converged"]], mine, "certificates", "two")

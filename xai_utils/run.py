@@ -281,6 +281,8 @@ def not_converged(study: Study) -> str:
         table = results.read_table(study, "certificates")
     except UserError:
         return ""
+    if table.empty:  # methods without a certificate write an empty table, without columns
+        return ""
     failed = table[~table["converged"].astype(bool)]
     counts = ", ".join(f"{method} {number}" for method, number in failed["method"].value_counts().items())
     return f"certificates not converged: {len(failed)} of {len(table)}" + (f" ({counts})" if counts else "")

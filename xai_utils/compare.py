@@ -20,6 +20,8 @@ from xai_utils.alignment import PLACE, side_by_side
 CASE = ["text", "model", "target", "method", "baseline", "sink"]
 STANDARD_ERRORS = 1.96  # a sampled score is known to about two standard errors, a quadrature error is a bound already
 
+ROUNDING = 1e-4  # nats or logits: float32 moves this much between two ways of batching and padding the same text
+
 
 def certified(scores: pd.DataFrame, certificates: pd.DataFrame) -> pd.DataFrame:
     """The rows of a score table without those whose certificate did not converge."""
@@ -42,7 +44,7 @@ def differences(
     proven = set() if certificates.empty else set(certificates["method"])
     pairs["difference"] = pairs["score_other"] - pairs["score_base"]
     width = np.where(pairs["method"].isin(proven), 1.0, STANDARD_ERRORS)
-    pairs["floor"] = width * np.hypot(pairs["error_base"], pairs["error_other"])
+    pairs["floor"] = np.maximum(width * np.hypot(pairs["error_base"], pairs["error_other"]), ROUNDING)
     pairs["beyond_floor"] = pairs["difference"].abs() > pairs["floor"]
     place = [*PLACE, "target", "target_text", "method", "sink"]
     signs = pairs.groupby(place, dropna=False)["difference"].agg(_one_sign)

@@ -165,7 +165,7 @@ class Study(_Entry):
     max_tokens: Count = 128
     normalisation: Literal["NFC", "NFKC", "none"] = "NFC"
     methods: Annotated[tuple[Text, ...], Field(min_length=1)] = ("integrated_gradients", "ablation", "sensitivity")
-    continuation: Count = 4  # tokens of the model's own continuation that are explained, on the first text
+    continuation: Count = 4  # tokens of the model's own continuation that are explained, on the shortest text
     steps: Count = 50  # nodes of the original's fixed-step integrated gradients
     draws: Count = 30  # of noise a token in sensitivity
     sigma: Positive = 0.1  # standard deviation of that noise, in embedding units

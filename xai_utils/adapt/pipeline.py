@@ -131,8 +131,8 @@ def train_rows(
 ENTRIES = {
     "base": {},
     "untrained": {"adapter": str(publish.checkpoint_folder()), "rows": "initial"},
-    "shuffled": {"adapter": str(publish.checkpoint_folder()), "rows": "shuffled"},
     "trained": {"adapter": str(publish.checkpoint_folder())},
+    "shuffled": {"adapter": str(publish.checkpoint_folder()), "rows": "shuffled"},
 }
 
 

@@ -1,0 +1,156 @@
+"""`python -m benchmarks`: time and peak memory of the same work here and in other tools; writes results.csv and README.
+
+Every measurement is a process of its own, and repeats are interleaved, so that a machine that slows down slows all of
+them; the median is kept. `share_of_limit` is the least number of floating-point operations known for the work (those
+that ours makes), over the time, over the rate of a large matrix product of the same dtype and threads.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+from xai_utils.results import rounded, write_text, write_whole
+from xai_utils.study import ROOT, UserError
+
+FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER / "results.csv"
+START, END = "<!-- benchmark -->", "<!-- /benchmark -->"
+COLUMNS = ["work", "tokens", "peer", "dtype", "seconds", "ratio", "peak_mb", "share_of_limit", "error"]
+LONG = 60.0  # seconds after which a measurement is not repeated
+SAME_SCORES = ("ablation", "sensitivity", "attention")
+TEXTS = (20, 200)
+
+Job = tuple[str, str, int]
+
+
+def measured(*arguments: object) -> dict[str, Any]:
+    """What one fresh process printed, or {"failed": its last line}."""
+    command = [sys.executable, "-m", "benchmarks.one", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"XAI_HEADLESS": "1"})
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def sampled(jobs: list[Job], dtype: str, repeats: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    slow: set[Job] = set()
+    for repeat in range(repeats):
+        for job in jobs:
+            if job in slow:
+                continue
+            found = measured("peer", *job, dtype)
+            print(repeat + 1, *job, found.get("failed") or f"{found['seconds']:.2f} s", file=sys.stderr, flush=True)
+            if "failed" in found or found["seconds"] > LONG:
+                slow.add(job)
+            yield job, found
+
+
+def row(job: Job, dtype: str, runs: list[dict[str, Any]], mine: dict[str, Any], limit: float) -> dict[str, Any]:
+    """One line of results.csv; a peer that failed has its reason in place of numbers."""
+    work, peer, tokens = job
+    keys = {"work": work, "tokens": tokens, "peer": peer, "dtype": dtype}
+    if any("failed" in run for run in runs):
+        return keys | {"error": next(run["failed"] for run in runs if "failed" in run)}
+    seconds = statistics.median(run["seconds"] for run in runs)
+    error = runs[0]["error"]
+    if work in SAME_SCORES and peer != "ours":
+        error = max(abs(one - other) for one, other in zip(runs[0]["scores"], mine["scores"], strict=True))
+    return keys | {
+        "seconds": seconds,
+        "ratio": mine["median"] / seconds,
+        "peak_mb": statistics.median(run["peak_mb"] for run in runs),
+        "share_of_limit": mine["operations"] / limit / seconds,
+        "error": error,
+    }
+
+
+def rows_of(jobs: list[Job], dtype: str, repeats: int) -> list[dict[str, Any]]:
+    limit = measured("rate", dtype)["rate"]
+    runs: dict[Job, list[dict[str, Any]]] = {job: [] for job in jobs}
+    for job, found in sampled(jobs, dtype, repeats):
+        runs[job].append(found)
+    rows = []
+    for work, tokens in dict.fromkeys((work, tokens) for work, _, tokens in jobs):
+        own = runs[work, "ours", tokens]
+        mine = own[0] | measured("count", work, "ours", tokens, dtype)
+        if "failed" in mine:
+            raise UserError(f"{work} at {tokens} tokens: ours failed: {mine['failed']}; mend it and run again")
+        mine["median"] = statistics.median(run["seconds"] for run in own)
+        rows += [row(job, dtype, runs[job], mine, limit) for job in jobs if (job[0], job[2]) == (work, tokens)]
+    return rows
+
+
+def texts(repeats: int) -> list[dict[str, Any]]:
+    """Memory over the number of texts, from an empty cache: peak and time of the larger over those of the smaller."""
+    found = {count: [measured("texts", count) for _ in range(repeats)] for count in TEXTS}
+    middle = {
+        count: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "peak_mb")}
+        for count, runs in found.items()
+    }
+    return [
+        {"work": f"a study of {count} texts", "peer": "ours", "dtype": "float32", **middle[count]}
+        | {"ratio": middle[count]["peak_mb"] / middle[TEXTS[0]]["peak_mb"]}
+        for count in TEXTS
+    ]
+
+
+def table(results: pd.DataFrame) -> str:
+    """The README's table: a row a work and length, ours and then each peer as time and our share of it."""
+    lines = ["| work | tokens | ours | share of the limit | our time over a peer's |", "|---|---|---|---|---|"]
+    works = results[results["tokens"].notna()]
+    for (work, tokens), part in works.groupby(["work", "tokens"], sort=False):
+        mine = part[part["peer"] == "ours"].iloc[0]
+        peers = [
+            f"{line.peer} {line.ratio:.2f}" if pd.notna(line.ratio) else f"{line.peer} failed"
+            for line in part[part["peer"] != "ours"].itertuples()
+        ]
+        share = f"{mine['share_of_limit']:.0%}"
+        lines.append(f"| {work} | {tokens:.0f} | {mine['seconds']:.2f} s, {mine['peak_mb']:.0f} MB | {share} | ")
+        lines[-1] += f"{', '.join(peers)} |"
+    many = results[results["tokens"].isna()]
+    told = "; ".join(f"{line.work}: {line.seconds:.0f} s, {line.peak_mb:.0f} MB" for line in many.itertuples())
+    return "\n".join(lines) + (f"\n\nMemory over texts (a tiny model, three methods): {told}." if told else "")
+
+
+def show(results: pd.DataFrame) -> None:
+    """Put the table between the README's marks."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if START not in text or END not in text:
+        raise typer.BadParameter(f"README.md has no {START} and {END} to put the table between")
+    before, rest = text.split(START, 1)
+    write_text(readme, f"{before}{START}\n{table(results)}\n{END}{rest.split(END, 1)[1]}")
+
+
+def main(
+    tokens: Annotated[list[int] | None, typer.Option(help="lengths of the prompt; may be given again")] = None,
+    work: Annotated[list[str] | None, typer.Option(help="works to measure; all of them")] = None,
+    dtype: str = "float32",
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+    readme: Annotated[bool, typer.Option(help="also write the README's table")] = True,
+) -> None:
+    """Measure, write benchmarks/results.csv, and put its table into the README."""
+    from benchmarks.works import WORKS
+
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    lengths = tokens or [16, 64, 128]
+    jobs = [(name, peer, length) for length in lengths for name in work or WORKS for peer in WORKS[name]]
+    rows = rows_of(jobs, dtype, repeats) + ([] if work else texts(min(repeats, 3)))
+    results = pd.DataFrame(rows, columns=COLUMNS)
+    write_whole(RESULTS, lambda file: results.map(rounded).to_csv(file, index=False, lineterminator="\n"))
+    if readme:
+        show(results)
+    print(results.drop(columns="dtype").to_string(index=False))
+
+
+if __name__ == "__main__":
+    typer.run(main)

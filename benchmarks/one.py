@@ -1,0 +1,108 @@
+"""One measurement in a process of its own: `python -m benchmarks.one KIND ...` prints it as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TEXT = """The sun was low in the sky and the air was cool when the old man came down to the river with his dog. He had
+walked a long way that day, past the school and the church and the small white house near the road, and now he wanted
+to sit on the grass and look at the water. The dog ran along the bank, and then it came back with a stick in its mouth
+and put it at his feet. The man took the stick and threw it far into the river, and the dog went in after it. People in
+the town said that he was the best man they had ever known, and that he would give his last bread to a child. When the
+night came and the first star was in the sky, he got up and went home, and the dog went with him. The capital of France
+is"""
+MATRIX = 2048
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def rate(dtype: str) -> dict[str, float]:
+    """Floating-point operations a second of a large matrix product: the best of five."""
+    import torch
+
+    one, other = torch.randn(2, MATRIX, MATRIX, dtype=getattr(torch, dtype)).unbind()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        one @ other
+        times.append(time.perf_counter() - start)
+    return {"rate": 2 * MATRIX**3 / min(times)}
+
+
+def peer(work: str, name: str, tokens: int, dtype: str, count: bool) -> dict[str, object]:
+    """Seconds and peak memory of one peer's work, or with `count` the floating-point operations that it makes."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks import works
+    from xai_utils.models import load
+    from xai_utils.study import ModelEntry
+    from xai_utils.target import make_target
+
+    run = works.WORKS[work][name]
+    model = load(ModelEntry.model_validate({"label": "m", "model": "smollm2-135m-instruct", "dtype": dtype}))
+    case = case_of(model, tokens)
+    target = make_target(model, case)
+    works.one_pass(model, case, target)
+    if count:
+        with FlopCounterMode(display=False) as counter:
+            run(model, case, target)
+        return {"operations": counter.get_total_flops()}
+    start = time.perf_counter()
+    found = run(model, case, target)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "peak_mb": peak_mb(), "error": found.error, "scores": found.scores}
+
+
+def case_of(model, tokens):  # type: ignore[no-untyped-def]
+    """The end of the text that is `tokens` tokens long, the document's start in front included."""
+    from xai_utils.study import Study, TextEntry
+    from xai_utils.text import prepare
+
+    words = TEXT.split()
+    for first in range(len(words)):
+        entry = TextEntry(id="t", text=" ".join(words[first:]))
+        study = Study(name="benchmark", models=(model.entry,), texts=(entry,), max_tokens=1024)
+        case = prepare(model, entry, study)
+        if len(case.tokens) <= tokens:
+            break
+    if len(case.tokens) != tokens:
+        raise ValueError(f"no end of the text is {tokens} tokens long")
+    return case
+
+
+def texts(count: int) -> dict[str, float]:
+    """Time and peak memory of a study of so many texts, one tiny model, three methods, from an empty cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XAI_RUNS"] = folder
+        from tests.tiny import save_tiny
+        from xai_utils.explain import Explainer
+        from xai_utils.study import Study
+
+        model = save_tiny(Path(folder) / "model")
+        words = TEXT.split()
+        entries = [{"id": f"t{n}", "text": f"{n} " + " ".join(words[n % 40 : n % 40 + 12])} for n in range(count)]
+        study = {"name": "many", "models": [{"label": "m", "model": str(model)}], "texts": entries}
+        book = Explainer(Study.model_validate(study | {"budget": 200}))
+        start = time.perf_counter()
+        book.write(book.study.methods, part="all")
+        return {"seconds": time.perf_counter() - start, "peak_mb": peak_mb()}
+
+
+if __name__ == "__main__":
+    kind, *arguments = sys.argv[1:]
+    if kind == "rate":
+        result: dict[str, object] = dict(rate(*arguments))
+    elif kind == "texts":
+        result = dict(texts(int(arguments[0])))
+    else:
+        asked, who, length, precision = arguments
+        result = peer(asked, who, int(length), precision, count=kind == "count")
+    print(json.dumps(result))

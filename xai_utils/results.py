@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from xai_utils.study import ROOT, Study, UserError
 
 PACKAGES = ("torch", "transformers", "captum", "peft", "tokenizers", "numpy", "scipy", "scikit-learn", "shap", "uniseg")
+ROW_GROUP = 2000  # rows of a table that are held until they are written: each row group costs memory of its own
 DIGITS = 5  # significant, in published tables: what two machines agree on
 
 
@@ -102,23 +103,34 @@ def write_table(frame: pd.DataFrame, study: Study, name: str, part: str = "all")
 
 @contextmanager
 def appending(study: Study, names: Sequence[str], part: str) -> Iterator[Callable[[str, pd.DataFrame], None]]:
-    """Write one part of several tables while their rows come, a row group at a time; in place when all of it is there.
+    """Write one part of several tables while their rows come, in row groups; in place when all of it is there.
 
     Gives a function that takes the name of a table and some of its rows, and raises UserError as `write_whole` does.
     """
     folder = folders(study).data
+    waiting: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
     with ExitStack() as files:
         writers: dict[str, pq.ParquetWriter] = {}
 
-        def append(name: str, frame: pd.DataFrame) -> None:
-            rows = pa.Table.from_pandas(frame, preserve_index=False)
+        def flush(name: str) -> None:
+            rows = pa.Table.from_pandas(pd.concat(waiting[name], ignore_index=True), preserve_index=False)
+            waiting[name] = []
             with _writing(folder / name):
                 if name not in writers:
                     file = files.enter_context(_whole(folder / name / f"{part}.parquet"))
                     writers[name] = files.enter_context(pq.ParquetWriter(file, rows.schema))
                 writers[name].write_table(rows.cast(writers[name].schema))
 
-        yield lambda name, frame: append(name, frame) if len(frame) else None
+        def append(name: str, frame: pd.DataFrame) -> None:
+            if len(frame):
+                waiting[name].append(frame)
+            if sum(map(len, waiting[name])) >= ROW_GROUP:
+                flush(name)
+
+        yield append
+        for name in names:
+            if waiting[name]:
+                flush(name)
         with _writing(folder):
             files.close()
     for name in names:

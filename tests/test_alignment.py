@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests import real_tokenizers as real
 from xai_utils.alignment import side_by_side, split_tokens
 from xai_utils.attribution import Attribution, to_words
-from xai_utils.explain import _word_rows
+from xai_utils.rows import word_rows
 from xai_utils.study import Study, TextEntry, UserError, text_problem
 from xai_utils.text import prepare, units, word_weights, words
 
@@ -39,7 +39,7 @@ def scored(case, scores):
     words = to_words(scores, case)
     found = Attribution("m", "mean", "moved", "nats", True, scores, 0 * scores, words, 0 * words)
     keys = case.keys() | {"target": "logprob", "target_text": " x."} | found.keys()
-    return pd.DataFrame(_word_rows(keys, case, found))
+    return pd.DataFrame(word_rows(keys, case, found))
 
 
 @pytest.mark.parametrize("name", real.NAMES)

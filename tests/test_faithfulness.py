@@ -9,9 +9,9 @@ import torch
 
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.baselines import baseline_rows
-from xai_utils.explain import _word_rows
 from xai_utils.faithfulness import Deletion, faithfulness, percentile
 from xai_utils.perturbation import ablation
+from xai_utils.rows import word_rows
 from xai_utils.sampling import shapley
 from xai_utils.study import UserError
 from xai_utils.target import Objective
@@ -136,7 +136,7 @@ def test_the_table():
     model = tiny_loaded()
     case, target = tiny_case(model, TEN)
     methods = {"ablation": ablation(model, case, target), "shapley": shapley(model, case, target, budget=200)}
-    rows = [row for found in methods.values() for row in _word_rows(case.keys() | found.keys(), case, found)]
+    rows = [row for found in methods.values() for row in word_rows(case.keys() | found.keys(), case, found)]
     table = faithfulness(model, case, target, pd.DataFrame(rows), ("mean", "eos"), orders=30)
     controls = ["first_to_last", "last_to_first"]
     assert table.columns[:6].tolist() == ["study", "text", "model", "role", "target", "target_text"]

@@ -6,8 +6,9 @@ import pytest
 
 from tests.planted import planted_model
 from tests.tiny import tiny_case, tiny_loaded
-from xai_utils.explain import METHODS, _word_rows
+from xai_utils.explain import METHODS
 from xai_utils.faithfulness import faithfulness
+from xai_utils.rows import word_rows
 from xai_utils.target import next_token
 from xai_utils.text import units
 
@@ -49,7 +50,7 @@ def test_faithfulness_knows_it_too():
     rows = []
     for name in ("integrated_gradients", "ablation", "shapley"):
         found = METHODS[name].function(model, case, target)
-        rows += _word_rows(case.keys() | found.keys(), case, found)
+        rows += word_rows(case.keys() | found.keys(), case, found)
     table = faithfulness(model, case, target, pd.DataFrame(rows)).set_index(["method", "deletion"])
     for name in ("integrated_gradients", "ablation", "shapley"):
         for deletion in ("mean", "eos"):

@@ -211,3 +211,12 @@ def test_the_page_reads_on_its_own(found):
     assert headings[0].startswith("What became of the original") and headings[-1] == "Limitations"
     for line in page.split("```")[0::2]:
         assert "None" not in line and "nan" not in re.findall(r"\bnan\b", line)
+
+
+def test_the_finding_stands_in_the_readme(found, tmp_path):
+    readme = "# Title\n<!-- finding: x -->\nold\n<!-- /finding -->\nrest\n"
+    made = report.with_finding(readme, found, report.Figures(tmp_path))
+    assert str(observations.largest_differences(found)) in made and str(observations.real_differences(found)) in made
+    assert made.startswith("# Title\n<!-- finding: x -->\n") and made.endswith("<!-- /finding -->\nrest\n")
+    assert "old" not in made
+    assert made == report.with_finding(made, found, report.Figures(tmp_path))

@@ -28,6 +28,7 @@ from xai_utils.sentences import Sentence, escape
 from xai_utils.study import ROOT, Study
 
 TEMPLATES = ROOT / "report" / "template"
+README = ROOT / "README.md"
 LARGEST = 8  # rows of a table of differences
 
 
@@ -48,8 +49,25 @@ def build(study: Study) -> Path:
     for name in sorted(figures.used):
         write_whole(place.blog / "figs" / name, partial(shutil.copyfile, place.figs / name))
     page = write_text(place.blog / "index.md", text)
+    if study.published:
+        write_text(README, with_finding(README.read_text(encoding="utf-8"), found, figures))
     site.build(study)
     return page
+
+
+def with_finding(readme: str, found: Measured, figures: Figures) -> str:
+    """The README with the report's first sentences and its first figure between the marks that are kept for them."""
+    said = [observations.largest_differences(found), observations.real_differences(found)]
+    picture = figures.show("words", found.adapted or found.base, headline(found)).replace(
+        "(figs/", "(report/blog/figs/"
+    )
+    block = "\n\n".join([str(sentence) for sentence in said if sentence] + [picture.strip()])
+    return re.sub(
+        r"(<!-- finding[^>]*-->).*?(<!-- /finding -->)",
+        lambda mark: f"{mark[1]}\n{block}\n{mark[2]}",
+        readme,
+        flags=re.DOTALL,
+    )
 
 
 def render(found: Measured, figures: Figures) -> str:

@@ -20,7 +20,7 @@ def tables_of(case: Case, goal: Target, found: Attribution) -> dict[str, pd.Data
     keys = case.keys() | goal.keys() | found.keys()
     proofs = [keys | certificate_row(found.certificate)] if found.certificate is not None else []
     return dict(
-        zip(TABLES, map(frame, [_token_rows(keys, case, found), _word_rows(keys, case, found), proofs]), strict=True)
+        zip(TABLES, map(frame, [token_rows(keys, case, found), word_rows(keys, case, found), proofs]), strict=True)
     )
 
 
@@ -46,7 +46,7 @@ def certificate_row(certificate: Certificate) -> dict[str, Any]:
     }
 
 
-def _token_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[dict[str, Any]]:
+def token_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[dict[str, Any]]:
     return [
         keys
         | {
@@ -64,7 +64,7 @@ def _token_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[di
     ]
 
 
-def _word_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[dict[str, Any]]:
+def word_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[dict[str, Any]]:
     return [
         keys
         | {

@@ -80,7 +80,7 @@ def test_their_tables_have_the_documented_columns(table, name):
 
 def test_france_is_what_the_capital_of_france_hangs_on(table):
     frame = table("word_scores").query(
-        "text == 'capital' and model == 'base' and method == 'ablation' and target == 'logprob'"
+        "text == 'capital' and model == 'base' and method == 'ablation' and target == 'logprob' and baseline == 'mean'"
     )
     ranked = frame.dropna(subset="score").assign(size=lambda f: f["score"].abs()).sort_values("size", ascending=False)
     assert "France" in [word.strip() for word in ranked["word"].head(2)]

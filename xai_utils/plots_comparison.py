@@ -122,7 +122,7 @@ def headline(found: Measured, entry: TextEntry) -> tuple[Figure, str]:
     """
     rows = pair_rows(found)
     rows = rows[rows["text"] == entry.id] if len(rows) else rows
-    title = f"{entry.text} {entry.answer or ''}"
+    title = f"{entry.text} →{entry.answer}" if entry.answer else entry.text
     if len(rows):
         said = largest_differences(found)
         return pair(rows, title), said.plain if said else ""

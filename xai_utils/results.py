@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -206,12 +207,20 @@ def key(parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _short(revision: str) -> str:
+    """
+    >>> _short("0123456789abcdef-1+adapter:fedcba9876543210")
+    '0123456789ab+adapter:fedcba987654'
+    """
+    return re.sub(r"[0-9a-f-]{13,}", lambda part: part[0][:12], revision)
+
+
 def provenance(study: Study, models: Iterable[Any]) -> pd.DataFrame:
     """What made a notebook's numbers: one row a model, then the versions. No path of a machine is in it."""
     rows = [
         {
             "what": f"model {model.label}",
-            "is": f"{model.entry.model}, {model.revision[:12]}, {model.entry.dtype}, {model.device.type}",
+            "is": f"{model.entry.model}, {_short(model.revision)}, {model.entry.dtype}, {model.device.type}",
         }
         for model in models
     ]

@@ -72,7 +72,7 @@ def slow(model, case, target, *, log: str, fails: str = "", seed: int = 0) -> At
         raise RuntimeError(f"cannot explain {case.text!r}")
     told(case, log, "done")
     scores = np.array(case.ids, dtype=float)
-    return gradients._attribution("slow", case, target, scores, 0 * scores, "zero", False)
+    return gradients.additive("slow", case, target, scores, 0 * scores, "zero", False)
 
 
 def lines(log: Path) -> list[list[str]]:

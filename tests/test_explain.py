@@ -1,6 +1,8 @@
 """The loop over a study: tables, cache, and the table of methods that anybody may extend."""
 
 import json
+import sys
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,9 @@ from tests.tiny import tiny_loaded
 from xai_utils import explain, gradients
 from xai_utils.attribution import Attribution
 from xai_utils.explain import METHODS, Explainer, Method
-from xai_utils.study import Study, TextEntry, UserError
+from xai_utils.study import ROOT, Study, TextEntry, UserError
+
+USED = ("Objective", "additive", "baseline_rows")  # what the README's method imports
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def book(tmp_path, monkeypatch):
 def constant(model, case, target, *, value: float = 1.0, seed: int = 0) -> Attribution:
     """The smallest method there is: one score for all."""
     scores = np.full(len(case.tokens), value + seed)
-    return gradients._attribution("constant", case, target, scores, 0 * scores, "zero", False)
+    return gradients.additive("constant", case, target, scores, 0 * scores, "zero", False)
 
 
 def test_a_new_method_is_a_function_and_a_line(book, monkeypatch):
@@ -132,3 +136,20 @@ def test_rows_written_while_they_come_are_the_table(book, monkeypatch):
         raise RuntimeError("half-way")
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == ["all.parquet"]
+
+
+def test_the_readme_s_method_runs_as_it_stands(book, monkeypatch):
+    readme = (ROOT / "README.md").read_text()
+    code = readme.split("## Add a method")[1].split("```python\n")[1].split("```")[0]
+    monkeypatch.setattr(explain, "METHODS", dict(METHODS))
+    monkeypatch.setitem(sys.modules, "typed", ModuleType("typed"))  # no file, as in a notebook
+    names = {"__name__": "typed", "METHODS": explain.METHODS, "Method": Method, "np": np}
+    exec("from __future__ import annotations\n" + code, names | {name: getattr(gradients, name) for name in USED})
+    assert len(book.tables(["attribution_patching"])["word_scores"]) == len(book.tables(["ablation"])["word_scores"])
+    model, case = book.models["base"], book.case("base", "capital")
+    objective = gradients.Objective(model, case, book.target("base", "capital"))
+    step, small = objective.inputs - gradients.baseline_rows(model, case, "mean", True)[0], 0.03
+    ways = small * torch.eye(len(step))[1:, :, None] * step  # one position at a time
+    change = objective.values(objective.inputs + ways) - objective.values(objective.inputs - ways)
+    scores = book.attribute("base", "capital", "attribution_patching").scores[1:]
+    assert scores == pytest.approx(change.double().numpy() / (2 * small), rel=0.01, abs=0.001 * np.abs(scores).max())

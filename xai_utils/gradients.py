@@ -22,7 +22,7 @@ from xai_utils.target import Objective, Target
 from xai_utils.text import Case
 
 
-def _attribution(
+def additive(
     method: str,
     case: Case,
     target: Target,
@@ -32,7 +32,10 @@ def _attribution(
     keep_sink: bool,
     **proof: object,
 ) -> Attribution:
-    """An additive attribution: kept positions without a score, words as sums of tokens."""
+    """An additive attribution from scores and errors [position]: kept positions get none, words are sums of tokens.
+
+    `proof` may hold a certificate and the path it belongs to.
+    """
     kept = ~moved(case, keep_sink).numpy()
     scores, errors = np.where(kept, np.nan, scores), np.where(kept, np.nan, errors)
     return Attribution(
@@ -78,9 +81,7 @@ def integrated_gradients(
     certificate = runs[0][3] if len(runs) == 1 else _pooled([run[3] for run in runs])
     path = runs[0][0] if len(runs) == 1 else ()
     name = "integrated_gradients"
-    return _attribution(
-        name, case, target, scores.mean(0), errors, baseline, keep_sink, certificate=certificate, path=path
-    )
+    return additive(name, case, target, scores.mean(0), errors, baseline, keep_sink, certificate=certificate, path=path)
 
 
 def _pooled(certificates: list[Certificate]) -> Certificate:
@@ -138,7 +139,7 @@ def fixed_steps(
         token_error=math.nan,
     )
     unknown = np.full(len(scores), np.nan)
-    return _attribution("fixed_steps", case, target, scores, unknown, baseline, keep_sink, certificate=certificate)
+    return additive("fixed_steps", case, target, scores, unknown, baseline, keep_sink, certificate=certificate)
 
 
 def fixed_path(
@@ -159,7 +160,7 @@ def input_x_gradient(model: LoadedModel, case: Case, target: Target, *, keep_sin
     objective = Objective(model, case, target)
     product = captum.attr.InputXGradient(objective).attribute(objective.inputs[None].clone().requires_grad_())
     scores = _summed(product[0], model, target)
-    return _attribution("input_x_gradient", case, target, scores, np.full(len(scores), np.nan), "zero", keep_sink)
+    return additive("input_x_gradient", case, target, scores, np.full(len(scores), np.nan), "zero", keep_sink)
 
 
 def expected_gradients(
@@ -193,7 +194,7 @@ def expected_gradients(
                 break
     finally:
         np.random.set_state(state)
-    return _attribution("expected_gradients", case, target, np.mean(samples, axis=0), errors, "sampled", keep_sink)
+    return additive("expected_gradients", case, target, np.mean(samples, axis=0), errors, "sampled", keep_sink)
 
 
 def _summed(attributed: Tensor, model: LoadedModel, target: Target) -> np.ndarray:

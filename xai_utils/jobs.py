@@ -82,11 +82,18 @@ def case_key(model: LoadedModel, case: Case, target: Target, function: Callable[
         "model": [makers["weights"], makers["dtype"], makers["device"], hashlib.sha256(reference).hexdigest()],
         "case": [case.text, case.ids, [(word.start, word.end) for word in case.words]],
         "target": dataclasses.asdict(target),
-        "method": [function.__name__, settings],
+        "method": [function.__name__, settings, typed_in(function)],
         "versions": makers["versions"],
         "code": makers["code"],
     }
     return results.key(parts)
+
+
+def typed_in(function: Callable[..., Attribution]) -> str:
+    """The code of a method that no file holds, such as one typed into a notebook, else nothing."""
+    code = function.__code__
+    has_file = getattr(sys.modules[function.__module__], "__file__", None)
+    return "" if has_file else repr((code.co_code.hex(), code.co_names, code.co_consts))
 
 
 @functools.cache
@@ -101,8 +108,8 @@ def code_version(module: str) -> str:
         name = waiting.pop()
         if name in found:
             continue
-        source = Path(str(sys.modules[name].__file__)).read_text(encoding="utf-8")
-        found[name] = ast.dump(ast.parse(source))
+        file = getattr(sys.modules[name], "__file__", None)
+        found[name] = ast.dump(ast.parse(Path(file).read_text(encoding="utf-8"))) if file else ""
         taken = (
             getattr(value, "__module__", None) or getattr(value, "__name__", "")
             for value in vars(sys.modules[name]).values()

@@ -1,10 +1,16 @@
 """Residual-guided integration along a straight path in embedding space.
 
 Completeness holds on every piece of the path: the scores of a piece add up to F(end) - F(start), and both ends cost one
-forward pass. So each piece carries an exact measure of its own error, and the path is refined just where that is large:
-first by more nodes (Gauss-Kronrod-Patterson rules of 7, 15 and 31 nodes, nested, so that no gradient is thrown away;
-Patterson 1968, doi 10.1090/S0025-5718-68-99866-9), then by halving. Each token's own error is the difference between a
-rule and the one nested in it. Nothing here knows of tokens' labels, of baselines by name, or of captum.
+forward pass. So each piece carries an exact measure of its own error, and the path is refined just where that is large.
+
+1. Forward passes alone, which cost half of a gradient or less, cut the path into pieces on which F is smooth: a piece
+   is halved while a polynomial through five of its points mispredicts the four between them.
+2. The worst pieces get more nodes (Gauss-Kronrod-Patterson rules of 7, 15 and 31 nodes, nested, so that no gradient is
+   thrown away; Patterson 1968, doi 10.1090/S0025-5718-68-99866-9), then are halved.
+
+Each token's own error is the difference between a rule and the one nested in it, times what the larger rule gained on
+the sum of all tokens, where both rules' errors are known exactly. Nothing here knows of tokens' labels, of baselines by
+name, or of captum.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.interpolate import BarycentricInterpolator
 from torch import Tensor
 
 from xai_utils.attribution import FLOOR, Certificate, Piece
@@ -22,8 +29,12 @@ from xai_utils.study import UserError
 from xai_utils.target import Objective
 
 LEVELS = (2, 3, 4)  # orders of the Patterson rules: 7, 15 and 31 nodes
-FIRST = (0.0, 0.25, 0.5, 0.75, 1.0)
-FIRST_ROUND = 7 * (len(FIRST) - 1)  # gradient evaluations before anything is known
+FIRST = ((0.0, 0.5), (0.5, 1.0))
+FIRST_ROUND = 7 * len(FIRST)  # gradient evaluations before anything is known
+POINTS = np.linspace(0, 1, 9)  # of a piece, where F is looked at before any gradient
+SMOOTH = 0.02  # of |F(x) - F(baseline)|: how far F may lie from its polynomial on a piece that is not halved
+NEARLY = 0.8  # of the worst piece's error: what is refined in the same round
+GAIN = 0.05  # the most that a larger rule's gain on the sum is trusted to hold for a single token
 
 
 @cache
@@ -53,9 +64,12 @@ class _Part:
 
     @cached_property
     def errors(self) -> Float[np.ndarray, " position"]:
-        """|rule - nested rule|: an estimate of the nested rule's error, hence a careful one of this rule's."""
+        """|rule - nested rule|, which is the nested rule's error, times the gain in the error of the sum."""
         coarse = self.densities[1::2]  # Patterson nodes interlace: every second one belongs to the nested rule
-        return np.abs(self.scores - (self.end - self.start) * _rule(LEVELS[self.level] - 1)[1] @ coarse)
+        nested = (self.end - self.start) * _rule(LEVELS[self.level] - 1)[1] @ coarse
+        before = abs(nested.sum() - self.rise)
+        gain = abs(self.residual) / before if before else 1.0
+        return np.abs(self.scores - nested) * np.clip(gain, GAIN, 1.0)
 
     @property
     def residual(self) -> float:
@@ -87,6 +101,35 @@ class _Path:
         values, gradients = self.objective.values_and_gradients(self._points(alphas))
         densities = torch.einsum("nph,ph->np", gradients.double(), self.step.double())
         return values.double().cpu().numpy(), densities.cpu().numpy()
+
+    @property
+    def scale(self) -> float:
+        """|F(x) - F(start)|, or the floor where that is next to nothing."""
+        return max(abs(self.ends[1.0] - self.ends[0.0]), FLOOR)
+
+    def misprediction(self, start: float, end: float) -> float:
+        """The largest distance of F from the quartic through every second of a piece's nine points."""
+        values = np.array([self.ends[alpha] for alpha in start + (end - start) * POINTS])
+        quartic = BarycentricInterpolator(POINTS[::2], values[::2])
+        return float(np.abs(quartic(POINTS[1::2]) - values[1::2]).max())
+
+
+def _smooth_pieces(path: _Path, most: int) -> list[tuple[float, float]]:
+    """Pieces, at most so many, halved by forward passes alone until F is smooth on each."""
+    pieces, smooth = list(FIRST), list[tuple[float, float]]()
+    while pieces:
+        path.add_ends([alpha for start, end in pieces for alpha in (start + (end - start) * POINTS).tolist()])
+        rough = [piece for piece in pieces if path.misprediction(*piece) > SMOOTH * path.scale]
+        if len(smooth) + len(pieces) + len(rough) > most:
+            rough = []
+        smooth += [piece for piece in pieces if piece not in rough]
+        pieces = [half for start, end in rough for half in _halves(start, end)]
+    return sorted(smooth)
+
+
+def _halves(start: float, end: float) -> list[tuple[float, float]]:
+    middle = (start + end) / 2
+    return [(start, middle), (middle, end)]
 
 
 def _evaluate(path: _Path, wanted: list[tuple[float, float, int, _Part | None]]) -> list[_Part]:
@@ -122,8 +165,7 @@ def _refine(part: _Part) -> list[tuple[float, float, int, _Part | None]]:
     """More nodes while there is a larger rule, else two halves."""
     if part.level + 1 < len(LEVELS):
         return [(part.start, part.end, part.level + 1, part)]
-    middle = (part.start + part.end) / 2
-    return [(part.start, middle, 0, None), (middle, part.end, 0, None)]
+    return [(start, end, 0, None) for start, end in _halves(part.start, part.end)]
 
 
 def _cost(part: _Part) -> int:
@@ -145,9 +187,9 @@ def integrate(
     if budget < FIRST_ROUND:
         raise UserError(f"budget is {budget} gradient evaluations; the first round takes {FIRST_ROUND}; raise it")
     path, spent = _Path(objective, start), (objective.gradients, objective.forwards)
-    parts = _evaluate(path, [(a, b, 0, None) for a, b in zip(FIRST, FIRST[1:], strict=False)])
-    rise = path.ends[1.0] - path.ends[0.0]
-    scale = max(abs(rise), FLOOR)
+    pieces = _smooth_pieces(path, budget // FIRST_ROUND)
+    parts = _evaluate(path, [(begin, end, 0, None) for begin, end in pieces])
+    rise, scale = path.ends[1.0] - path.ends[0.0], path.scale
     while True:
         residuals = np.array([abs(part.residual) for part in parts]) / scale
         errors = np.array([part.errors for part in parts]) / scale
@@ -176,11 +218,11 @@ def integrate(
 
 
 def _worst(parts: list[_Part], need: np.ndarray, left: int) -> set[int]:
-    """The pieces at least half as bad as the worst, as far as the budget goes; none when nothing is needed."""
+    """The pieces nearly as bad as the worst, as far as the budget goes; none when nothing is needed."""
     chosen: set[int] = set()
     for index in np.argsort(-need):
         cost = _cost(parts[index])
-        if need[index] <= 0 or need[index] < need.max() / 2 or cost > left:
+        if need[index] <= 0 or need[index] < NEARLY * need.max() or cost > left:
             break
         chosen.add(int(index))
         left -= cost

@@ -154,10 +154,7 @@ class Study(_Entry):
     prefix: Literal["document_start", "none"] = "document_start"
     target: TargetKind = "logprob"
     baseline: Baseline = "mean"
-    baselines: Annotated[tuple[Baseline, ...], Field(min_length=1)] = (
-        "mean",
-        "eos",
-    )  # a real difference keeps its sign
+    baselines: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("mean", "zero")  # a difference keeps its sign
     deletions: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("mean", "eos")  # of the tests of faithfulness
     keep_sink: Flag = True
     tolerance: Positive = 0.01  # of |F(x) - F(baseline)|

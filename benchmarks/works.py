@@ -25,7 +25,7 @@ from xai_utils.text import Case
 STEPS, DRAWS, SIGMA, ORDERS, SEED = 50, 30, 0.1, 4, 0
 BASELINE = "eos"
 GOAL = 0.01  # completeness error
-MOST_STEPS = 3200
+MOST_STEPS = 800  # of a fixed rule before it is given up
 
 
 @dataclass(frozen=True)

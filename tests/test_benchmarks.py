@@ -57,3 +57,20 @@ def test_a_long_measurement_is_made_once(monkeypatch):
 
 def test_a_process_that_fails_gives_its_last_line():
     assert bench.measured("peer", "no such work", "ours", "16", "float32")["failed"] == "KeyError: 'no such work'"
+
+
+def test_lines_not_measured_again_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results.csv")
+    many = {"work": "a study of 20 texts", "peer": "ours", "dtype": "float32"}
+    line = {"work": "ablation", "tokens": 16, "peer": "ours", "dtype": "float32"}
+    bench.keep([line | {"seconds": 1.0}, line | {"tokens": 64, "seconds": 2.0}, many | {"seconds": 3.0}])
+    bench.keep([line | {"seconds": 4.0, "error": "0.5"}, many | {"seconds": 5.0}])
+    kept = pd.read_csv(tmp_path / "results.csv")
+    assert kept["seconds"].tolist() == [2.0, 4.0, 5.0]
+    assert bench.keep([])["seconds"].tolist() == [2.0, 4.0, 5.0]
+
+
+@pytest.mark.parametrize(("error", "said"), [(0.2, "inseq 0.50 (gave up at an error of 20%)"), (0.005, "inseq 0.50")])
+def test_a_rule_that_never_gets_there_says_so(error, said):
+    line = pd.DataFrame([{"work": bench.TO_GOAL, "peer": "inseq", "ratio": 0.5, "error": error}])
+    assert bench.beside(next(line.itertuples())) == said

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from xai_utils.adapt.vocabulary import unspelled
+from xai_utils.study import UserError
 
 Rows = Float[Tensor, "rows hidden"]
 
@@ -22,7 +23,8 @@ Rows = Float[Tensor, "rows hidden"]
 def pieces(base: PreTrainedTokenizerFast, token: str) -> list[int]:
     """The base's ids for a byte-level token's text; a space in front stays in front."""
     text = unspelled(token)
-    assert text is not None, f"{token} is no whole text"
+    if text is None:
+        raise UserError(f"token {token!r} is a part of a character; expected new tokens that are whole text")
     return base(text, add_special_tokens=False)["input_ids"]
 
 

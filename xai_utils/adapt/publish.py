@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from xai_utils.adapt.prepare import save_tokenizer
 from xai_utils.results import rounded, write_text, write_whole
-from xai_utils.study import ROOT
+from xai_utils.study import ROOT, UserError
 
 NAME = "smollm2-135m-ru-ts"
 LIMIT = 16 * 2**20  # bytes of the whole checkpoint
@@ -65,8 +65,9 @@ def save_checkpoint(
         file.chmod(0o644)
     if (folder / TABLES).exists():
         shutil.copytree(folder / TABLES, partial / TABLES)
-    size = sum(file.stat().st_size for file in partial.iterdir())
-    assert size < LIMIT, f"the checkpoint has {size} bytes"
+    size = sum(file.stat().st_size for file in partial.rglob("*"))
+    if size > LIMIT:
+        raise UserError(f"the checkpoint has {size} bytes; expected at most {LIMIT}; take fewer new tokens")
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(folder)

@@ -12,6 +12,7 @@ from tests.tiny import tiny_loaded
 from xai_utils import evidence, evidence_sentences, explain
 from xai_utils import evidence_tables as tables_of
 from xai_utils.compare import paired_test
+from xai_utils.evidence_sentences import chosen_methods
 from xai_utils.explain import METHODS, Explainer
 from xai_utils.measured import IG
 from xai_utils.study import Study, UserError, load_study
@@ -269,6 +270,40 @@ def test_a_killed_run_goes_on_where_it_was(tiny, monkeypatch):
     ]  # fmt: skip
 
 
+def test_methods_are_chosen_on_texts_of_their_own(tiny):
+    folder, computed = tiny
+    summary = evidence.run("methods", folder=folder)
+    tables = evidence.read(folder)
+    assert set(computed) == {load_study(evidence.FURTHER).texts[0].id}
+    table = tables["methods"]
+    assert dict(zip(table["method"], table["family"], strict=True)) == {
+        IG: "gradients", "ablation": "influence", "attention": "attention",
+        "first_to_last": "position", "last_to_first": "position",
+    }  # fmt: skip
+    assert (table["cases"] == 2).all()  # the pair, not the control
+    assert "the best gradient method is integrated gradients" in summary.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("gradients", "ablation", "goal"),
+    [((14, 10), (16, 16), "both reach"), ((13, 10), (16, 16), "not both"), ((14, 10), (14, 9), "not both")],
+)
+def test_the_chosen_methods_are_held_to_what_was_asked(gradients, ablation, goal):
+    board = [(IG, "gradients", 2.0), ("fixed_steps", "gradients", 3.0), ("ablation", "influence", 1.0)]
+    tables = {"methods": pd.DataFrame(board, columns=["method", "family", "mean_rank"]).assign(cases=16)}
+    rows = [
+        {"method": method, "deletion": deletion, "comprehensiveness": float(case < above if deletion == "mean" else 0),
+         "comprehensiveness_random": 0.5, "comprehensiveness_beats_random": case < beyond}
+        for deletion in ("mean", "eos")
+        for method, (above, beyond) in ((IG, gradients), ("ablation", ablation), ("fixed_steps", (0, 0)))
+        for case in range(16)
+    ]  # fmt: skip
+    said = str(chosen_methods(tables, pd.DataFrame(rows)))
+    assert f"integrated gradients is above their mean in {gradients[0]} and beyond their 95th percentile" in said
+    assert f"in {ablation[1]} of 16; {goal}" in said
+    assert "88 % above the mean" in said or "88% above the mean" in said
+
+
 def test_the_corpus_study_answers_its_questions(tiny):
     folder, computed = tiny
     summary = evidence.run("corpus", folder=folder)
@@ -295,7 +330,7 @@ def test_fewer_pairs_are_a_smaller_study(tiny):
 
 
 def test_an_unknown_part_is_an_error():
-    with pytest.raises(UserError, match="--only corpora: expected baselines or corpus"):
+    with pytest.raises(UserError, match="--only corpora: expected baselines, methods, corpus"):
         evidence.run("corpora")
 
 

@@ -48,7 +48,7 @@ def deletion_tests(book: Explainer, word_scores: pd.DataFrame) -> pd.DataFrame:
 
     Cached by content, as attributions are: model, text, target, scores and code.
     """
-    scores = one_setting(word_scores, book.study.baseline)
+    scores = one_setting(word_scores[word_scores["method"].isin(book.study.methods)], book.study.baseline)
     cases = [(label, entry.id) for label in book.models for entry in book.study.texts]
     book.fill(_deletion_test(book, scores, *case) for case in progress(cases, "deleting"))
     return pd.concat([_tested(_deletion_test(book, scores, *case)) for case in cases], ignore_index=True)

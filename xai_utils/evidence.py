@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 
 from xai_utils import evidence_tables as tables_of
+from xai_utils.comparison import deletion_tests
 from xai_utils.evidence_sentences import said
-from xai_utils.explain import Explainer
+from xai_utils.explain import METHODS, Explainer
 from xai_utils.formats import to_markdown
 from xai_utils.measured import IG
 from xai_utils.results import provenance, rounded, write_text, write_whole
@@ -23,7 +24,7 @@ from xai_utils.study import ROOT, Study, TextEntry, UserError, load_study
 
 FOLDER = ROOT / "report" / "evidence"
 DEFAULT, FURTHER, CORPUS = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus"))
-PARTS = ("baselines", "corpus")
+PARTS = ("baselines", "methods", "corpus")
 
 KEPT = ("mean", "eos", "space", "zero")  # baselines tried on every text, the study's own first
 SEQUENCES = 4  # of random tokens, for the sampled baseline
@@ -35,15 +36,17 @@ MOVED_TOLERANCE = 0.05  # a large share is seen at five percent, at half the cos
 
 
 def run(only: str | None = None, pairs: int | None = None, folder: Path = FOLDER) -> Path:
-    """Compute and publish `only` the baselines or the corpus, or both; `pairs` limits the corpus, a group.
+    """Compute and publish all parts, or `only` one of them; `pairs` limits the corpus, a group.
 
     Returns the summary. Raises UserError for an unknown part and whatever the models and studies raise.
     """
     if only not in (None, *PARTS):
-        raise UserError(f"--only {only}: expected {' or '.join(PARTS)}; leave it out for both")
-    if only != "corpus":
+        raise UserError(f"--only {only}: expected {', '.join(PARTS)}; leave it out for all")
+    if only in (None, "baselines"):
         run_baselines(Explainer(joined(load_study(DEFAULT), load_study(FURTHER))), folder)
-    if only != "baselines":
+    if only in (None, "methods"):
+        run_methods(Explainer(moved_to(load_study(DEFAULT), load_study(FURTHER))), folder)
+    if only in (None, "corpus"):
         run_corpus(Explainer(first_texts(load_study(CORPUS), pairs)), folder)
     return summarise(folder)
 
@@ -51,6 +54,12 @@ def run(only: str | None = None, pairs: int | None = None, folder: Path = FOLDER
 def joined(published: Study, further: Study) -> Study:
     """The published study with the further texts behind its own: same models, same settings."""
     return published.model_copy(update={"texts": published.texts + further.texts, "published": False})
+
+
+def moved_to(published: Study, further: Study) -> Study:
+    """The published study's pair and settings on the further texts alone."""
+    pair = tuple(model for model in published.models if model.label in roles(published)[0])
+    return published.model_copy(update={"models": pair, "texts": further.texts, "published": False})
 
 
 def observation(entry: TextEntry) -> str:
@@ -108,7 +117,7 @@ def baseline_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
     few = [texts[index * len(texts) // MOVED_TEXTS] for index in range(min(MOVED_TEXTS, len(texts)))]
     steps: list[tuple[list[str], dict[str, Any]]] = []
     for name in KEPT:
-        steps.append((texts, {"baseline": name, "budget": study.budget if name == study.baseline else LIMIT}))
+        steps.append((texts, {"baseline": name, "budget": study.budget if name in book.baselines else LIMIT}))
     steps += [
         (few, {"baseline": "sampled", "sequences": SEQUENCES, "budget": study.budget}),
         (few, {"baseline": "mean", "keep_sink": False, "budget": study.budget}),
@@ -119,6 +128,19 @@ def baseline_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
         found = book.tables([IG], chosen, pair, **settings)
         found["certificates"] = found["certificates"].assign(budget=settings["budget"])
         yield found
+
+
+# ---- methods
+
+
+def run_methods(book: Explainer, folder: Path) -> None:
+    """Every method of the published study put to the deletion tests on texts that the study does not hold."""
+    announce(f"{', '.join(book.study.methods)} on {len(book.study.texts)} further texts")
+    found = book.tables(book.study.methods)
+    families = {name: METHODS[name].family for name in book.study.methods}
+    publish(tables_of.method_table(deletion_tests(book, found["word_scores"]), families), "methods", folder)
+    publish(provenance(book.study, book.models.values()), "methods_provenance", folder)
+    summarise(folder)
 
 
 # ---- corpus
@@ -184,6 +206,8 @@ def read(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
 
 
 SHOWN = {
+    "methods": ["method", "family", "deletion", "cases", "mean_rank", "comprehensiveness_gain", "sufficiency_gain"]
+    + ["comprehensiveness_above_mean", "comprehensiveness_beats_random"],
     "baselines": ["baseline", "sink", "cases", "budget", "certified", "certified_within", "evaluations_median"]
     + ["evaluations_max", "rank_mean", "rank_least", "rank_cases"],
     "corpus_tests": [

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from xai_utils.evidence_tables import FOUND, HOLDS, NONE, best_baseline
+from xai_utils.evidence_tables import FOUND, HOLDS, NONE, best_baseline, best_method
+from xai_utils.observations import method_name
 from xai_utils.sentences import Sentence
 
 Tables = Mapping[str, pd.DataFrame]
@@ -102,6 +103,52 @@ def unproven(tables: Tables) -> Sentence | None:
     )
 
 
+FAMILIES = {"gradients": "gradient", "influence": "perturbation"}
+ABOVE, BEYOND = 14 / 16, 10 / 16  # of a study's cases: what a method that is of use should reach
+
+
+def best_methods(tables: Tables) -> Sentence | None:
+    """Which gradient and which perturbation method names the words that matter, on texts of their own."""
+    table = _table(tables, "methods")
+    if table.empty:
+        return None
+    best = tuple(
+        Sentence(
+            "the best {kind} method is {name}",
+            {"kind": kind, "name": method_name(best_method(table, family))},
+        )
+        for family, kind in FAMILIES.items()
+    )
+    cases = {"n": int(table["cases"].max()), "best": best}
+    return Sentence("By deletion tests on {n} cases that the published study does not hold, {best}.", cases)
+
+
+def chosen_methods(tables: Tables, faithfulness: pd.DataFrame) -> Sentence | None:
+    """How those two do on a study's own cases, in comprehensiveness, against random orders of the words."""
+    table = _table(tables, "methods")
+    if table.empty or faithfulness.empty:
+        return None
+    rows = faithfulness[faithfulness["deletion"] == faithfulness["deletion"].iloc[0]]
+    rows = rows.dropna(subset="comprehensiveness")
+    parts, reached = [], []
+    for family in FAMILIES:
+        name = best_method(table, family)
+        own = rows[rows["method"] == name]
+        above = int((own["comprehensiveness"] > own["comprehensiveness_random"]).sum())
+        beyond = int(own["comprehensiveness_beats_random"].astype(bool).sum())
+        reached.append(above >= ABOVE * len(own) and beyond >= BEYOND * len(own))
+        facts = {"name": method_name(name), "above": above, "beyond": beyond, "n": len(own)}
+        parts.append(
+            Sentence("{name} is above their mean in {above} and beyond their 95th percentile in {beyond} of {n}", facts)
+        )
+    goal = "both reach" if all(reached) else "not both reach"
+    return Sentence(
+        "Against random orders on the cases of this study, {parts}; {goal} what was asked for, {above:.0%} above the "
+        "mean and {beyond:.0%} beyond the percentile.",
+        {"parts": tuple(parts), "goal": goal, "above": ABOVE, "beyond": BEYOND},
+    )
+
+
 def corpus_claims(tables: Tables) -> list[Sentence]:
     """Each claim of the original with its verdict, one sentence a claim, measure and model, at the study's baseline."""
     rows = _main(_table(tables, "corpus_tests"))
@@ -190,6 +237,7 @@ SINGLE: tuple[Callable[[Tables], Sentence | None], ...] = (
     default_baseline,
     published_setting,
     ranks,
+    best_methods,
     unproven,
     controls,
     turned,
@@ -205,6 +253,7 @@ def said(tables: Tables) -> dict[str, list[Sentence]]:
 
     return {
         "Baselines": of("default_baseline", "published_setting", "ranks"),
+        "Methods": of("best_methods"),
         "The original's claims": corpus_claims(tables) + of("turned"),
         "Other findings": corpus_findings(tables) + of("controls", "unproven"),
     }

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from xai_utils.compare import CASE, certified, corrected, differences, paired_test, real, spread
-from xai_utils.evaluate import LEAST, agreement
+from xai_utils.evaluate import LEAST, agreement, leaderboard
 from xai_utils.measured import IG
 
 Tables = Mapping[str, pd.DataFrame]
@@ -84,6 +84,24 @@ def best_baseline(table: pd.DataFrame) -> str:
     kept = table[table["sink"] == "kept"]
     order = kept.sort_values(["certified_within", "evaluations_median"], ascending=[False, True], kind="stable")
     return str(order["baseline"].iloc[0])
+
+
+# ---- methods
+
+
+def method_table(faithfulness: pd.DataFrame, families: Mapping[str, str]) -> pd.DataFrame:
+    """The leaderboard over all cases with each method's family; orders by position alone have none."""
+    board = leaderboard(faithfulness)
+    return board.assign(family=board["method"].map(families).fillna("position"))
+
+
+def best_method(table: pd.DataFrame, family: str) -> str:
+    """The method of a family with the best mean rank over the deletion baselines.
+
+    >>> best_method(pd.DataFrame({"method": ["a", "b", "a"], "family": ["x"] * 3, "mean_rank": [4.0, 3.0, 1.0]}), "x")
+    'a'
+    """
+    return str(table[table["family"] == family].groupby("method")["mean_rank"].mean().idxmin())
 
 
 # ---- one number a text and model

@@ -18,6 +18,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from xai_utils import claims, evidence, observations, observed_methods, site
+from xai_utils.evidence_sentences import chosen_methods
 from xai_utils.explain import METHODS
 from xai_utils.formats import to_markdown
 from xai_utils.limits import limits
@@ -99,7 +100,11 @@ def render(found: Measured, figures: Figures) -> str:
 
 def evidence_of(found: Measured) -> dict[str, list[Sentence]]:
     """What the long studies add, by heading: for the published study alone, whose models they share."""
-    return evidence.said(evidence.read()) if found.study.published else {}
+    if not found.study.published:
+        return {}
+    tables = evidence.read()
+    told, here = evidence.said(tables), chosen_methods(tables, found.table("faithfulness"))
+    return told | {"Methods": told["Methods"] + [here]} if here else told
 
 
 def _finished(value: Any) -> str:

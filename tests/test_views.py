@@ -113,7 +113,7 @@ def test_value_norms_change_the_map(twins, drawn):
 def test_comparison_is_the_difference_table(twins, drawn):
     view = views.comparison(twins, text=TEXT, answer=ANSWER, base="base", other="twin", method="integrated_gradients")
     own = twins.on(TextEntry(id="own", text=TEXT, answer=ANSWER))
-    found = [own.tables(["integrated_gradients"], baseline=name) for name in ("mean", "eos")]
+    found = [own.tables(["integrated_gradients"], baseline=name) for name in ("mean", "zero")]
     words, proofs = (pd.concat([tables[name] for tables in found]) for name in ("word_scores", "certificates"))
     expected = differences(words, proofs, "base", "twin", "mean")
     pd.testing.assert_frame_equal(drawn["pair"][0], expected)
@@ -126,7 +126,7 @@ def test_comparison_takes_the_settings_of_one_model(twins, drawn):
     settings = {"method": "integrated_gradients", "baseline": "eos", "keep_sink": False}
     view = views.comparison(twins, base="base", other="twin", **case, **settings)
     table = drawn["pair"][0]
-    assert view.line.endswith("All 4 certificates converged.")
+    assert view.line.endswith("All 6 certificates converged.")
     for label, column in (("base", "score_base"), ("twin", "score_other")):
         views.scores(twins, model=label, **case, **settings)
         bars = drawn["bars"][0][0]

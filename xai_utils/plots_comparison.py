@@ -181,7 +181,7 @@ def agreement(matrix: pd.DataFrame, title: str = "") -> Figure:
     names = [readable(str(method).replace("_", " ")) for method in matrix.index.get_level_values("method")]
     size = 0.42 * len(matrix)
     with style():
-        fig = figure(2.9 + size, 2.3 + size)
+        fig = figure(2.9 + size, 2.0 + size)
         axes = fig.subplots()
         sns.heatmap(
             matrix.to_numpy(float),

@@ -28,7 +28,7 @@ PARTS = ("baselines", "methods", "corpus")
 
 KEPT = ("mean", "zero", "eos", "space")  # baselines tried on every text, the published ones first
 SEQUENCES = 4  # of random tokens, for the sampled baseline
-LIMIT = 300  # gradient evaluations for baselines that are only tried
+LIMIT = 200  # gradient evaluations for baselines that are only tried
 MOVED_TEXTS = 4  # texts, the first of both studies by turns, on which every position is moved, or draws are averaged
 SUBSET = 1  # pairs of every group for the other baselines and the controls
 MOVED_PAIRS = 2  # pairs of every group for the run that moves the sink

@@ -43,7 +43,7 @@ def rank_agreement(word_scores: pd.DataFrame, certificates: pd.DataFrame, refere
     return pd.DataFrame(rows, columns=[*PLACE, "spearman"])
 
 
-def baseline_table(word_scores: pd.DataFrame, certificates: pd.DataFrame, limit: int = 300) -> pd.DataFrame:
+def baseline_table(word_scores: pd.DataFrame, certificates: pd.DataFrame, limit: int = 200) -> pd.DataFrame:
     """One row a baseline and sink: how many cases converged, at what cost, and how alike it ranks words to the mean.
 
     `certificates` has a column `budget`. `certified_within` counts only certificates of at most `limit` gradient

@@ -53,7 +53,7 @@ def test_largest_differences_are_those_of_the_scores(pair):
     said = str(say.largest_differences(pair))
     assert re.findall("“([^”]+)” \\(", said) == best.index.tolist()
     assert re.findall(r"a difference of (\S+)", said) == [f"{value:+.2f}" for value in best]
-    assert f"floor of {np.hypot(0.02, 0.02):.2g}" in said
+    assert f"floor of {1.96 * np.hypot(0.02, 0.02):.2g}" in said
 
 
 def test_no_word_differs_between_a_model_and_itself(pair):

@@ -21,7 +21,7 @@ $(STAMP): requirements.txt pyproject.toml
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-report: setup  ## run notebooks 01 to 05 on studies/default.yaml, rebuild figs/, report/tables/, report/blog/, report/site/
+report: setup  ## run the notebooks on studies/default.yaml, rebuild figs/, report/tables/, report/blog/, report/site/
 	$(BIN)/python -m xai_utils report
 
 test: setup  ## fetch the models that the tests use, then run the tests

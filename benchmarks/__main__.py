@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
+from benchmarks import GOAL, TO_GOAL
 from xai_utils.results import rounded, write_text, write_whole
 from xai_utils.study import ROOT, UserError
 
@@ -25,7 +26,6 @@ RESULTS = FOLDER / "results.csv"
 START, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 COLUMNS = ["work", "tokens", "peer", "dtype", "seconds", "ratio", "peak_mb", "share_of_limit", "error"]
 LONG = 60.0  # seconds after which a measurement is not repeated
-TO_GOAL, GOAL = "integrated gradients to 1 %", 0.01
 SAME_SCORES = ("ablation", "sensitivity", "attention")
 TEXTS = (20, 200)
 

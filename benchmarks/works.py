@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import GOAL, TO_GOAL
 from xai_utils import attention, gradients, perturbation, sampling
 from xai_utils.attribution import FLOOR
 from xai_utils.baselines import baseline_rows
@@ -24,7 +25,6 @@ from xai_utils.text import Case
 
 STEPS, DRAWS, SIGMA, ORDERS, SEED = 50, 30, 0.1, 4, 0
 BASELINE = "eos"
-GOAL = 0.01  # completeness error
 MOST_STEPS = 800  # of a fixed rule before it is given up
 
 
@@ -257,7 +257,7 @@ WORKS: dict[str, dict[str, Peer]] = {
         "captum": captum_steps,
         "one by one": steps_one_by_one,
     },
-    "integrated gradients to 1 %": {
+    TO_GOAL: {
         "ours": our_certificate,
         "inseq": until_goal(inseq_steps),
         "captum": until_goal(captum_steps),

@@ -351,6 +351,7 @@ def test_a_sentence_follows_its_table():
     table.loc[1, "certified_within"] = 0.95
     said = str(evidence_sentences.default_baseline({"baselines": table}))
     assert "eos certifies most" in said and "the default, mean, certifies 91%, in the median after 96" in said
+    assert evidence_sentences.default_baseline({"baselines": table[:1]}) is None  # one alone is no choice
     assert "at most 800" in str(evidence_sentences.published_setting({"baselines": table}))
     assert "eos with the sink kept 0.90 (least 0.50, 30 cases)" in str(evidence_sentences.ranks({"baselines": table}))
 

@@ -22,9 +22,9 @@ def _table(tables: Tables, name: str) -> pd.DataFrame:
 
 
 def default_baseline(tables: Tables) -> Sentence | None:
-    """Which baseline certifies most cases, and whether the published study uses it."""
+    """Which baseline certifies most cases, and whether the published study uses it; nothing to choose from one."""
     table = _table(tables, "baselines")
-    if table.empty:
+    if table.empty or (table["sink"] == "kept").sum() < 2:
         return None
     rows = table[table["sink"] == "kept"].set_index("baseline")
     best, own = best_baseline(table), str(table["default"].iloc[0])

@@ -94,16 +94,16 @@ def test_forward_passes_alone_find_the_step():
     objective = Step(torch.ones(2, 3, dtype=torch.float64), None, None)
     objective.sharpness = 40
     path = _Path(objective, torch.zeros(2, 3, dtype=torch.float64))
-    pieces = _smooth_pieces(path, 70)
+    pieces = _smooth_pieces(path, 0.01, 70)
     assert objective.gradients == 0
     assert [start for start, _ in pieces] == [0.0, *(end for _, end in pieces[:-1])]
     fine = np.linspace(0, 1, 201)
     for start, end in pieces:
         values = np.tanh(40 * (start + (end - start) * fine - 0.37))
         quartic = np.polyfit(fine[::50], values[::50], 4)
-        assert np.abs(np.polyval(quartic, fine) - values).max() <= 1.5 * SMOOTH * path.scale
+        assert np.abs(np.polyval(quartic, fine) - values).max() <= 1.5 * SMOOTH * 0.01 * path.scale
     assert min(end - start for start, end in pieces) <= 1 / 16 < max(end - start for start, end in pieces)
-    assert len(_smooth_pieces(path, 3)) <= 3
+    assert len(_smooth_pieces(path, 0.01, 3)) <= 3
 
 
 def test_budget_is_never_passed_and_failure_is_said():

@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from tests.tiny import tiny_loaded
 from xai_utils import plots, plots_path
 from xai_utils.attribution import Certificate, Piece
+from xai_utils.fixed import fixed_with_path
 from xai_utils.gradients import fixed_path, fixed_steps, integrated_gradients
 from xai_utils.study import Study, TextEntry, UserError
 from xai_utils.target import make_target
@@ -202,8 +203,9 @@ def test_a_fixed_rule_s_pieces_add_up_to_captum_s_scores():
 
 def test_a_path_shows_where_it_ends_and_where_it_should():
     here = explained()
-    fixed, refined = fixed_steps(*here, steps=20), integrated_gradients(*here)
-    views = [plots_path.view(fixed, fixed_path(*here, steps=20)), plots_path.view(refined)]
+    fixed, refined = fixed_with_path(*here, steps=20), integrated_gradients(*here)
+    views = [plots_path.view(fixed), plots_path.view(refined)]
+    assert [view.title.split(" from")[0] for view in views] == ["20 fixed steps", "Refined"]
     fig = plots_path.paths(views)
     for axes, view, found in zip(fig.axes[:2], views, (fixed, refined), strict=True):
         proof = found.certificate

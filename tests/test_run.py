@@ -85,6 +85,36 @@ def test_a_run_goes_through_the_sequence_in_order(book, notebooks, study, tmp_pa
     assert (notebooks / "01_a.ipynb").read_bytes() == source
 
 
+def test_several_notebooks_run_at_once_on_their_share_of_the_cores(book, notebooks, study, tmp_path):
+    wait = f"""
+import os, time, pathlib
+here = pathlib.Path({str(tmp_path)!r})
+(here / NAME).write_text(os.environ["OMP_NUM_THREADS"])
+while not all((here / name).exists() for name in ("01_a", "02_b")):
+    time.sleep(0.05)
+"""
+    for name in ("01_a", "02_b", "03_c"):
+        book(name, f"NAME = {name!r}{wait}")
+    before = os.environ.get("OMP_NUM_THREADS")
+    run(study, kernels=2, timeout=60, notebooks=notebooks)
+    share = before or str(max(os.cpu_count() // 2, 1))
+    assert [(tmp_path / name).read_text() for name in ("01_a", "02_b", "03_c")] == [share] * 3
+    assert os.environ.get("OMP_NUM_THREADS") == before
+
+
+def test_the_first_failure_ends_what_runs_beside_it(book, notebooks, study, runs, tmp_path):
+    pid_file = tmp_path / "pid"
+    book("01_a", f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(300)")
+    book("02_b", f"import os, time\nwhile not os.path.exists({str(pid_file)!r}): time.sleep(0.1)", "1 / 0")
+    book("03_c")
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"02_b.ipynb, cell 3: ZeroDivisionError"):
+        run(study, kernels=2, notebooks=notebooks)
+    assert time.monotonic() - start < 100 and not list(runs.rglob("*.ipynb"))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+
+
 def test_the_kernel_is_this_python_in_the_repository(book, tmp_path, monkeypatch):
     monkeypatch.setenv("WANTED", sys.prefix)
     out = tmp_path / "out.ipynb"
@@ -289,7 +319,10 @@ def test_results_that_cannot_be_written(book, notebooks, runs, study):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_the_old_output_and_no_kernel(book, notebooks, runs, study, tmp_path, number):
+@pytest.mark.parametrize("kernels", [1, 2])
+def test_an_interrupted_run_leaves_the_old_output_and_no_kernel(
+    book, notebooks, runs, study, tmp_path, number, kernels
+):
     pid_file = tmp_path / "pid"
     book("01_a", f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(120)")
     out = runs / "mine/notebooks/01_a.ipynb"
@@ -298,7 +331,7 @@ def test_an_interrupted_run_leaves_the_old_output_and_no_kernel(book, notebooks,
     code = f"""
 import sys; from pathlib import Path; from xai_utils import __main__, run
 run.run.__defaults__ = (*run.run.__defaults__[:-1], Path({str(notebooks)!r}))
-sys.exit(__main__.main(["run", "--study", {str(study)!r}]))
+sys.exit(__main__.main(["run", "--study", {str(study)!r}, "--kernels", "{kernels}"]))
 """
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

@@ -23,6 +23,7 @@ PUBLISHED = Path("studies/default.yaml")
 Only = Annotated[list[str] | None, typer.Option("--only", help="a notebook by number, as 02; may be given again")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value for a parameter of the notebooks")]
 CellTime = Annotated[int, typer.Option("--timeout", min=1, help="seconds that one cell may take")]
+Kernels = Annotated[int, typer.Option("--kernels", min=1, help="so many notebooks run at once, and share the work")]
 Scheduler = Annotated[str | None, typer.Option("--scheduler", help="address of a dask scheduler that gets the cases")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="so many processes of this machine get them")]
 
@@ -33,6 +34,7 @@ def run(
     only: Only = None,
     settings: Settings = None,
     timeout: CellTime = 3600,
+    kernels: Kernels = 1,
     scheduler: Scheduler = None,
     workers: Workers = None,
 ) -> None:
@@ -43,7 +45,7 @@ def run(
 
     start = time.monotonic()
     with cluster.scheduler(scheduler, workers):
-        jobs = run_notebooks(study, only or (), settings or (), timeout)
+        jobs = run_notebooks(study, only or (), settings or (), timeout, kernels)
     for job in jobs:
         print(job.output)
     print(f"{len(jobs)} notebooks in {time.monotonic() - start:.0f} s", not_converged(load_study(study)), sep="; ")
@@ -51,12 +53,16 @@ def run(
 
 @app.command()
 def report(
-    study: StudyFile = PUBLISHED, timeout: CellTime = 3600, scheduler: Scheduler = None, workers: Workers = None
+    study: StudyFile = PUBLISHED,
+    timeout: CellTime = 3600,
+    kernels: Kernels = 1,
+    scheduler: Scheduler = None,
+    workers: Workers = None,
 ) -> None:
     """Execute the notebooks 01 to 05 on a study, then rebuild its report."""
     from xai_utils.report import build
 
-    run(study, timeout=timeout, scheduler=scheduler, workers=workers)
+    run(study, timeout=timeout, kernels=kernels, scheduler=scheduler, workers=workers)
     print(build(load_study(study)))
 
 
@@ -66,11 +72,14 @@ def evidence(
     pairs: Annotated[
         int | None, typer.Option("--pairs", min=1, help="of a group of the corpus, the first ones")
     ] = None,
+    scheduler: Scheduler = None,
+    workers: Workers = None,
 ) -> None:
     """Run the long studies behind report/evidence/; a run that was stopped goes on where it was."""
-    from xai_utils import evidence
+    from xai_utils import cluster, evidence
 
-    print(evidence.run(only, pairs))
+    with cluster.scheduler(scheduler, workers):
+        print(evidence.run(only, pairs))
 
 
 @app.command()

@@ -25,11 +25,13 @@ from tqdm import tqdm
 from xai_utils import gradients, perturbation, results, rollout, sampling
 from xai_utils.attribution import Attribution
 from xai_utils.baselines import shared_mean
-from xai_utils.cluster import computed
+from xai_utils.cluster import Outcome, computed
 from xai_utils.continuation import greedy, unrolled
+from xai_utils.fixed import fixed_with_path
 from xai_utils.jobs import Job, attribution, case_key, made_by, reason
 from xai_utils.models import LoadedModel, load
 from xai_utils.rows import TABLES, certificate_row, frame, joined, tables_of
+from xai_utils.sharing import Claims
 from xai_utils.study import Study, TextEntry, UserError, nearest
 from xai_utils.target import Target, make_target
 from xai_utils.text import Case, prepare
@@ -156,9 +158,14 @@ class Explainer:
         return self._job(method, line.function, case, goal, chosen | line.fixed | dict(settings))
 
     def job(
-        self, label: str, text: str, function: Callable[..., pd.DataFrame], key: Any = None, **settings: Any
+        self,
+        label: str,
+        text: str,
+        function: Callable[..., Attribution | pd.DataFrame],
+        key: Any = None,
+        **settings: Any,
     ) -> Job:
-        """`function(model, case, target, **settings)` of a case, which gives a table, for `fill`.
+        """`function(model, case, target, **settings)` of a case, which gives a table or an attribution, for `fill`.
 
         `key` stands for the settings in the name of the cache file, where they hold more than JSON does.
         """
@@ -188,23 +195,36 @@ class Explainer:
     def fill(self, jobs: Iterable[Job]) -> None:
         """Compute what is not in the cache yet, here or on a cluster; a case that fails does not stop the others.
 
-        Raises UserError at the end, which names the cases that failed; a single case's error is raised as it is.
+        What another process is computing is waited for at the end. Raises UserError, which names the cases that failed;
+        a single case's error is raised as it is.
         """
-        asked, failed = 0, []
+        asked, failed, elsewhere, claims = 0, list[tuple[Job, Exception]](), list[Job](), Claims()
 
-        def missing() -> Iterator[Job]:
+        def free() -> Iterator[Job]:
             nonlocal asked
             for job in jobs:
                 asked += 1
-                if not job.file.exists():
+                if claims.take(job.file):
                     yield job
+                elif not job.file.exists():
+                    elsewhere.append(job)
 
-        for job, outcome in computed(missing(), self.models):
-            if isinstance(outcome, Exception):
-                failed.append((job, outcome))
-                tqdm.write(f"failed: {job}: {reason(outcome)}", file=sys.stderr)
-            else:
-                results.write_text(job.file, outcome)
+        def keep(found: Iterator[tuple[Job, Outcome]]) -> None:
+            for job, outcome in found:
+                if isinstance(outcome, Exception):
+                    failed.append((job, outcome))
+                    tqdm.write(f"failed: {job}: {reason(outcome)}", file=sys.stderr)
+                else:
+                    results.write_text(job.file, outcome)
+                claims.drop(job.file)
+
+        try:
+            keep(computed(free(), self.models))
+            for job in elsewhere:  # one by one: who waits must hold no claim that another may be waiting for
+                if claims.take(job.file, wait=True):
+                    keep(computed(iter([job]), self.models))
+        finally:
+            claims.drop_all()
         if failed and asked == 1:
             raise failed[0][1]
         if failed:
@@ -278,6 +298,12 @@ class Explainer:
         for name, table in tables.items():
             results.write_table(table, self.study, name, part)
         return tables
+
+    def fixed_with_path(self, label: str, text: str) -> Attribution:
+        """The original's fixed steps with their path, from the cache where they are there."""
+        job = self.job(label, text, fixed_with_path, steps=self.study.steps)
+        self.fill([job])
+        return attribution(job)
 
     def cached_table(
         self, label: str, text: str, function: Callable[..., pd.DataFrame], **settings: Any

@@ -32,7 +32,7 @@ LEVELS = (2, 3, 4)  # orders of the Patterson rules: 7, 15 and 31 nodes
 FIRST = ((0.0, 0.5), (0.5, 1.0))
 FIRST_ROUND = 7 * len(FIRST)  # gradient evaluations before anything is known
 POINTS = np.linspace(0, 1, 9)  # of a piece, where F is looked at before any gradient
-SMOOTH = 0.02  # of |F(x) - F(baseline)|: how far F may lie from its polynomial on a piece that is not halved
+SMOOTH = 2.0  # tolerances: how far F may lie from its polynomial on a piece that is not halved
 NEARLY = 0.8  # of the worst piece's error: what is refined in the same round
 GAIN = 0.05  # the most that a larger rule's gain on the sum is trusted to hold for a single token
 
@@ -114,12 +114,12 @@ class _Path:
         return float(np.abs(quartic(POINTS[1::2]) - values[1::2]).max())
 
 
-def _smooth_pieces(path: _Path, most: int) -> list[tuple[float, float]]:
+def _smooth_pieces(path: _Path, tolerance: float, most: int) -> list[tuple[float, float]]:
     """Pieces, at most so many, halved by forward passes alone until F is smooth on each."""
     pieces, smooth = list(FIRST), list[tuple[float, float]]()
     while pieces:
         path.add_ends([alpha for start, end in pieces for alpha in (start + (end - start) * POINTS).tolist()])
-        rough = [piece for piece in pieces if path.misprediction(*piece) > SMOOTH * path.scale]
+        rough = [piece for piece in pieces if path.misprediction(*piece) > SMOOTH * tolerance * path.scale]
         if len(smooth) + len(pieces) + len(rough) > most:
             rough = []
         smooth += [piece for piece in pieces if piece not in rough]
@@ -187,7 +187,7 @@ def integrate(
     if budget < FIRST_ROUND:
         raise UserError(f"budget is {budget} gradient evaluations; the first round takes {FIRST_ROUND}; raise it")
     path, spent = _Path(objective, start), (objective.gradients, objective.forwards)
-    pieces = _smooth_pieces(path, budget // FIRST_ROUND)
+    pieces = _smooth_pieces(path, tolerance, budget // FIRST_ROUND)
     parts = _evaluate(path, [(begin, end, 0, None) for begin, end in pieces])
     rise, scale = path.ends[1.0] - path.ends[0.0], path.scale
     while True:

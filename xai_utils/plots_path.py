@@ -80,13 +80,14 @@ class PathView:
         )
 
 
-def view(found: Attribution, pieces: Sequence[Piece] = ()) -> PathView:
-    """The path of an attribution that carries a certificate; `pieces` are those of a fixed rule, which keeps none."""
-    if found.certificate is None or not (pieces or found.path):
+def view(found: Attribution) -> PathView:
+    """The path of an attribution that carries a certificate; a fixed rule's pieces have one node each."""
+    if found.certificate is None or not found.path:
         raise UserError(f"{found.method} at baseline {found.baseline!r} has no single path; choose another baseline")
     start = f"from the {found.baseline} baseline, first position {found.sink}"
-    title = f"{len(pieces)} fixed steps {start}" if pieces else f"Refined {start}"
-    return PathView(title, pieces or found.path, found.certificate, found.unit)
+    fixed = all(len(piece.alphas) == 1 for piece in found.path)
+    title = f"{len(found.path)} fixed steps {start}" if fixed else f"Refined {start}"
+    return PathView(title, found.path, found.certificate, found.unit)
 
 
 def paths(views: Sequence[PathView], title: str = "") -> Figure:

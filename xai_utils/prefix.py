@@ -2,8 +2,8 @@
 
 The keys and values of the unchanged prompt serve every version of it that differs only from some position on, which
 halves the cost of perturbing one position after the other; those of a few beginnings serve many subsets of words.
-Whether an architecture's cache gives the same numbers as a
-whole pass is tried once on the prompt itself; where it does not, whole passes are made and a warning says so.
+Whether an architecture's cache gives the same numbers as a whole pass is tried once on the prompt itself; where it does
+not, whole passes are made and a warning says so.
 """
 
 from __future__ import annotations
@@ -84,15 +84,18 @@ class Prefix:
         `stem` says which one stands in front of each row, the first if it is not given. A gradient flows through
         `embeds` alone.
         """
+        length = embeds.shape[1]
+        # Positions by index: a slice would stay strided, and the head read its whole matrix once for each row.
+        last = torch.arange(length - keep, length, device=embeds.device)
         if since == 0:
-            return self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=keep).logits
+            return self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=last).logits
         stem = torch.zeros(len(embeds), dtype=torch.long) if stem is None else stem
         past = DynamicCache()
         for layer, (keys, values) in enumerate(self._whole()):
             index = stem.to(keys.device)
             past.update(keys[index, :, :since], values[index, :, :since], layer)
-        mask = embeds.new_ones(len(embeds), since + embeds.shape[1], dtype=torch.long)
+        mask = embeds.new_ones(len(embeds), since + length, dtype=torch.long)
         output = self.model(
-            inputs_embeds=embeds, attention_mask=mask, past_key_values=past, use_cache=True, logits_to_keep=keep
+            inputs_embeds=embeds, attention_mask=mask, past_key_values=past, use_cache=True, logits_to_keep=last
         )
         return output.logits

@@ -74,7 +74,8 @@ def _whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses while `path` is written becomes a UserError."""
     try:
         yield
     except OSError as error:
@@ -88,7 +89,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
 
     Raises UserError when the disk is full or the folder cannot be written.
     """
-    with _writing(path), _whole(path) as temporary:
+    with writing(path), _whole(path) as temporary:
         write(temporary)
     return path
 
@@ -116,7 +117,7 @@ def appending(study: Study, names: Sequence[str], part: str) -> Iterator[Callabl
         def flush(name: str) -> None:
             rows = pa.Table.from_pandas(pd.concat(waiting[name], ignore_index=True), preserve_index=False)
             waiting[name] = []
-            with _writing(folder / name):
+            with writing(folder / name):
                 if name not in writers:
                     file = files.enter_context(_whole(folder / name / f"{part}.parquet"))
                     writers[name] = files.enter_context(pq.ParquetWriter(file, rows.schema))
@@ -132,7 +133,7 @@ def appending(study: Study, names: Sequence[str], part: str) -> Iterator[Callabl
         for name in names:
             if waiting[name]:
                 flush(name)
-        with _writing(folder):
+        with writing(folder):
             files.close()
     for name in names:
         if name not in writers:

@@ -1,7 +1,7 @@
-"""Notebooks on papermill: executed one after another, replaced only when they succeed, every failure told in one line.
+"""Notebooks on papermill: executed in order, replaced only when they succeed, every failure told in one line.
 
 papermill runs and inspects; what is here is what it leaves open: parameters that exist and keep their type, a limit on
-a cell's time, a kernel that died, two runs on one study, and a copy fit to be committed.
+a cell's time, a kernel that died, several notebooks at once, two runs on one study, and a copy fit to be committed.
 """
 
 import ast
@@ -9,12 +9,15 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import nbformat
 import papermill
@@ -51,7 +54,9 @@ class Job:
 
 
 class OwnKernel(AsyncKernelManager):
-    """A kernel of the running interpreter, whatever kernels are installed beside it."""
+    """A kernel of the running interpreter, whatever kernels are installed beside it, in the repository's root."""
+
+    started: ClassVar["WeakSet[OwnKernel]"] = WeakSet()
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -60,7 +65,16 @@ class OwnKernel(AsyncKernelManager):
 
     async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
         """Start it with figures inline, also where the caller's MPLBACKEND says otherwise."""
-        await super().start_kernel(**options | {"env": os.environ | KERNEL_ENVIRONMENT})
+        # The folder is given here, for papermill would change that of this process, which its threads share.
+        await super().start_kernel(**options | {"env": os.environ | KERNEL_ENVIRONMENT, "cwd": str(ROOT)})
+        self.started.add(self)
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Kill the processes; the threads that wait for them then find their kernels dead."""
+        for process in [getattr(kernel.provisioner, "process", None) for kernel in cls.started]:
+            if process is not None:
+                process.kill()
 
 
 def run(
@@ -68,25 +82,63 @@ def run(
     only: Sequence[str] = (),
     settings: Sequence[str] = (),
     timeout: int = CELL_SECONDS,
+    kernels: int = 1,
     notebooks: Path = NOTEBOOKS,
 ) -> list[Job]:
     """Execute the notebooks 01 to 05, or those that `only` names by number, on a study.
 
-    `settings` are `key=value` for the notebooks' own parameters; `timeout` is in seconds a cell. The published study's
-    notebooks are replaced by their executed copies; another study's copies go to runs/<study>/notebooks/.
-    Raises UserError.
+    `settings` are `key=value` for the notebooks' own parameters; `timeout` is in seconds a cell; `kernels` notebooks
+    run at once, which share the cores and the work. The published study's notebooks are replaced by their executed
+    copies; another study's copies go to runs/<study>/notebooks/. Raises UserError.
     """
     study = load_study(study_file)
     if "XAI_RUNS" in os.environ:  # for kernels, which work in another folder
         os.environ["XAI_RUNS"] = str(Path(os.environ["XAI_RUNS"]).resolve())
     jobs = plan(study, study_file, only, settings, notebooks)
-    with locked(study):
+    with locked(study), _shared_cores(kernels):
         total = sum(len(_code_cells(nbformat.read(job.source, as_version=4))) for job in jobs)
         with tqdm(total=total, unit="cell", file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
-            for number, job in enumerate(jobs, 1):
-                bar.set_description(f"{job.source.stem} [{number}/{len(jobs)}]")
-                execute(job, timeout, bar)
+            _execute_all(jobs, timeout, kernels, bar)
     return jobs
+
+
+@contextmanager
+def _shared_cores(kernels: int) -> Iterator[None]:
+    """Each of several kernels computes on its share of the cores: threads that wait for one another cost much."""
+    name = "OMP_NUM_THREADS"
+    if kernels == 1 or name in os.environ:
+        yield
+        return
+    os.environ[name] = str(max((os.cpu_count() or 1) // kernels, 1))
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+
+
+def _execute_all(jobs: list[Job], timeout: int, kernels: int, bar: "tqdm[Any]") -> None:
+    """Jobs in their order, `kernels` at once. The first that fails, or an interruption, ends the others."""
+    ended = threading.Event()
+
+    def work(number: int, job: Job) -> None:
+        if ended.is_set():
+            return
+        bar.set_description(f"{job.source.stem} [{number}/{len(jobs)}]")
+        try:
+            execute(job, timeout, bar, ended)
+        except BaseException:
+            ended.set()
+            raise
+
+    with ThreadPoolExecutor(kernels) as pool:
+        waiting = [pool.submit(work, number, job) for number, job in enumerate(jobs, 1)]
+        try:
+            for done in as_completed(waiting):
+                done.result()
+        except BaseException:
+            ended.set()
+            OwnKernel.end_all()
+            raise
 
 
 def plan(
@@ -179,12 +231,15 @@ def _literal(source: str) -> Any:
         return source
 
 
-def execute(job: Job, timeout: int = CELL_SECONDS, bar: "tqdm[Any] | None" = None) -> None:
+def execute(
+    job: Job, timeout: int = CELL_SECONDS, bar: "tqdm[Any] | None" = None, ended: threading.Event | None = None
+) -> None:
     """Execute one notebook in a fresh kernel and replace its output when all cells have succeeded.
 
-    Raises UserError, naming notebook and cell: a cell fails or takes longer than `timeout` seconds, the kernel dies.
+    No further cell is begun once `ended` is set. Raises UserError, naming notebook and cell: a cell fails or takes
+    longer than `timeout` seconds, the kernel dies.
     """
-    progress = _Progress(job, bar)
+    progress = _Progress(job, bar, ended)
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it says is said once, below
     try:
         for attempt in range(1, KERNEL_STARTS + 1):
@@ -215,7 +270,6 @@ def _papermill(job: Job, timeout: int, progress: "_Progress") -> nbformat.Notebo
         parameters=job.parameters,
         kernel_name="python3",
         language="python",
-        cwd=str(ROOT),
         progress_bar=False,
         execution_timeout=timeout,
         kernel_manager_class=OwnKernel,
@@ -230,11 +284,13 @@ def _papermill(job: Job, timeout: int, progress: "_Progress") -> nbformat.Notebo
 class _Progress:
     """Counts cells as a person reads them: code cells from 1, without the injected one."""
 
-    def __init__(self, job: Job, bar: "tqdm[Any] | None") -> None:
-        self.name, self.bar, self.cells = job.source.name, bar, 0
+    def __init__(self, job: Job, bar: "tqdm[Any] | None", ended: threading.Event | None) -> None:
+        self.name, self.bar, self.ended, self.cells = job.source.name, bar, ended, 0
 
     def start(self, cell: nbformat.NotebookNode, **_: Any) -> None:
         self.cells += not _injected(cell)
+        if self.ended is not None and self.ended.is_set():
+            raise UserError(f"{self.place}: not begun, for the run was ended")
 
     def done(self, cell: nbformat.NotebookNode, **_: Any) -> None:
         if self.bar is not None and not _injected(cell):

@@ -73,6 +73,29 @@ def test_second_time_comes_from_the_cache(book):
     assert len(second.path) == len(first.path)
 
 
+def test_a_table_and_a_fixed_path_come_from_the_cache_too(book, monkeypatch):
+    asked = []
+
+    def lengths(model, case, target, *, times: int) -> pd.DataFrame:
+        asked.append(case.text_id)
+        return pd.DataFrame({"length": [len(case.tokens) * times], "share": [0.1]})
+
+    first, second = (book.cached_table("base", "capital", lengths, times=2) for _ in range(2))
+    assert asked == ["capital"] and first.equals(second)
+    assert first.loc[0, ["length", "share", "model"]].tolist() == [
+        2 * len(book.case("base", "capital").ids),
+        0.1,
+        "base",
+    ]
+
+    run = book.fixed_with_path("base", "capital")
+    monkeypatch.setattr(gradients, "fixed_path", None)
+    again = book.fixed_with_path("base", "capital")
+    assert len(again.path) == book.study.steps and np.array_equal(run.path[3].scores, again.path[3].scores)
+    plain = book.attribute("base", "capital", "fixed_steps")
+    assert np.allclose(sum(piece.scores for piece in again.path), plain.scores, atol=1e-4)
+
+
 def test_another_setting_is_another_cache_entry(book):
     book.attribute("base", "capital", "integrated_gradients")
     book.attribute("base", "capital", "integrated_gradients", baseline="eos")

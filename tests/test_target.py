@@ -54,6 +54,22 @@ def test_a_logit_is_the_one_of_the_next_position(architecture):
     assert float(objective.values(objective.inputs[None])) == pytest.approx(float(expected.max()), abs=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_head_gets_its_rows_in_one_piece(architecture):
+    """A strided input makes torch read the head's matrix once for each sequence of a batch."""
+    model = tiny_loaded(architecture)
+    case = case_of(model)
+    objective = Objective(model, case, make_target(model, case, "logprob"))
+    seen = []
+    hook = model.model.get_output_embeddings().register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    objective.values_and_gradients(objective.inputs.expand(3, -1, -1))
+    objective.outcomes(objective.inputs[2:].expand(3, -1, -1), since=2)
+    hook.remove()
+    rows = [hidden for hidden in seen if len(hidden) == 3]
+    assert len(rows) == 2 and all(hidden.shape[1] == len(case.answer_ids) > 1 for hidden in rows)
+    assert all(hidden.is_contiguous() for hidden in rows)
+
+
 def test_a_contrast_of_single_tokens_is_a_difference_of_logits():
     model = tiny_loaded("llama")
     case = case_of(model, answer="P", contrast="M")

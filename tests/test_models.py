@@ -201,6 +201,33 @@ def test_logits_that_overflow(copy: Path) -> None:
     refused("not finite in float16; use dtype: float32", copy, dtype="float16")
 
 
+def test_layers_spread_over_devices_compute_the_same(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load(entry(llama))
+    given = []
+    read = models.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        models.AutoModelForCausalLM, "from_pretrained", lambda *args, **keys: given.append(keys) or read(*args, **keys)
+    )
+    spread = load(entry(llama, device_map="auto"))
+    assert given[0]["device_map"] == "auto" and spread.revision == plain.revision and spread.device.type == "cpu"
+    torch.testing.assert_close(spread.model(IDS).logits, plain.model(IDS).logits)
+    with pytest.raises(ValueError, match="device: cpu names one device, device_map spreads over all; leave one out"):
+        entry(llama, device="cpu", device_map="auto")
+
+
+def test_quantisation_without_its_library_is_one_line(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    refused("m: quantization: 8bit needs bitsandbytes, which is not installed; pip install", llama, quantization="8bit")
+
+
+def test_a_quantised_model_is_another_one_near_the_first(llama: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain, quantised = load(entry(llama)), load(entry(llama, quantization="8bit"))
+    assert quantised.revision == f"{plain.revision}+8bit"
+    difference = (quantised.model(IDS).logits - plain.model(IDS).logits).abs().max()
+    assert 0 < difference < 0.3 * plain.model(IDS).logits.abs().max()
+
+
 def test_devices(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(entry(llama, device="cpu")).device.type == "cpu"
     refused("device cuda:7 is not there; this machine has cpu", llama, device="cuda:7")

@@ -7,8 +7,10 @@ and no code or pickle that comes with a model is run.
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,7 +18,13 @@ import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from xai_utils import adapters, convert, download, hub
 from xai_utils.cache import cache_folder, file_sha256, first_line
@@ -96,7 +104,7 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
     _check_weights(folder, entry.model)
     with convert.quiet():
         tokenizer, tokenizer_revision = _tokenizer(entry, folder)
-        model = _model(folder, entry, attention)
+        model = _model(folder, entry, attention, device)
         if entry.adapter:
             adapter = adapters.folder(entry.adapter)
             before = adapters.embedding_matrix(model).clone() if entry.rows else None
@@ -106,12 +114,10 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
                 own = _read_tokenizer(folder, entry.model)
                 adapters.replace_rows(model, adapter, entry.rows, before, own, tokenizer)
                 revision += f"+rows:{entry.rows}"
-    try:
-        model.to(device)  # type: ignore[arg-type]  # transformers hides torch's signature
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"{entry.label}: {entry.model} does not fit into the memory of {device}; use device: cpu or dtype: bfloat16"
-        ) from None
+    if entry.quantization:
+        revision += f"+{entry.quantization}"
+    if not entry.device_map and not entry.quantization:
+        _move(model, device, entry)
     loaded = LoadedModel(entry, model.eval().requires_grad_(False), tokenizer, revision + tokenizer_revision)
     _check_vocabulary(loaded)
     _check_passes(loaded)
@@ -186,10 +192,45 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _move(model: PreTrainedModel, device: torch.device, entry: ModelEntry) -> None:
+    try:
+        model.to(device)  # type: ignore[arg-type]  # transformers hides torch's signature
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{entry.label}: {entry.model} does not fit into the memory of {device}; "
+            "use device_map: auto, device: cpu, dtype: bfloat16 or quantization: 8bit"
+        ) from None
+
+
+def _placed(entry: ModelEntry, device: torch.device) -> dict[str, Any]:
+    """What transformers needs to know while it reads weights that are spread or quantised; nothing otherwise.
+
+    Raises UserError where bitsandbytes is asked for and missing.
+    """
+    if not entry.device_map and not entry.quantization:
+        return {}
+    placed: dict[str, Any] = {"device_map": entry.device_map or {"": device}}
+    if entry.quantization:
+        if find_spec("bitsandbytes") is None:
+            raise UserError(
+                f"{entry.label}: quantization: {entry.quantization} needs bitsandbytes, which is not installed; "
+                "pip install bitsandbytes, or leave quantization out"
+            )
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of its rounding at each layer and pass
+        placed["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=entry.quantization == "8bit",
+            load_in_4bit=entry.quantization == "4bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=getattr(torch, entry.dtype),
+        )
+    return placed
+
+
 # ---- from a folder to a model and a tokenizer
 
 
-def _model(folder: Path, entry: ModelEntry, attention: Attention) -> PreTrainedModel:
+def _model(folder: Path, entry: ModelEntry, attention: Attention, device: torch.device) -> PreTrainedModel:
+    placed = _placed(entry, device)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -199,6 +240,7 @@ def _model(folder: Path, entry: ModelEntry, attention: Attention) -> PreTrainedM
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            **placed,
         )
     except (ValueError, OSError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(

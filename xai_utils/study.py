@@ -114,12 +114,20 @@ class ModelEntry(_Entry):
     rows: Literal["initial", "shuffled"] | None = None  # controls: the adapter's rows untrained, or permuted
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     device: Device = "auto"
+    device_map: Literal["auto"] | None = None  # layers spread over all devices and main memory, by accelerate
+    quantization: Literal["8bit", "4bit"] | None = None  # by bitsandbytes, where it is installed
     document_start: Text | None = None
 
     @model_validator(mode="after")
     def _rows_need_adapter(self) -> Self:
         if self.rows and not self.adapter:
             raise ValueError(f"rows: {self.rows} changes an adapter's rows, and this entry has no adapter; add one")
+        return self
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.device_map and self.device != "auto":
+            raise ValueError(f"device: {self.device} names one device, device_map spreads over all; leave one out")
         return self
 
 

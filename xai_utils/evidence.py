@@ -26,7 +26,6 @@ FOLDER = ROOT / "report" / "evidence"
 DEFAULT, FURTHER, CORPUS = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus"))
 PARTS = ("baselines", "methods", "corpus")
 
-KEPT = ("mean", "zero", "eos", "space")  # baselines tried on every text, the published ones first
 SEQUENCES = 4  # of random tokens, for the sampled baseline
 LIMIT = 200  # gradient evaluations for baselines that are only tried
 MOVED_TEXTS = 4  # texts, the first of both studies by turns, on which every position is moved, or draws are averaged
@@ -111,17 +110,20 @@ def run_baselines(book: Explainer, folder: Path) -> None:
 
 
 def baseline_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
-    """The published baseline first, with its full budget, then the others; what moves every position on a few texts."""
+    """The published baselines first, with their full budget; what moves every position or samples, on few texts."""
     study = book.study
     pair, texts = roles(study)[0], [entry.id for entry in study.texts]
     few = [texts[index * len(texts) // MOVED_TEXTS] for index in range(min(MOVED_TEXTS, len(texts)))]
-    steps: list[tuple[list[str], dict[str, Any]]] = []
-    for name in KEPT:
-        steps.append((texts, {"baseline": name, "budget": study.budget if name in book.baselines else LIMIT}))
-    steps += [
-        (few, {"baseline": "sampled", "sequences": SEQUENCES, "budget": study.budget}),
-        (few, {"baseline": "mean", "keep_sink": False, "budget": study.budget}),
-        (few, {"baseline": "zero", "keep_sink": False, "budget": LIMIT}),
+    kept: dict[str, Any] = {"keep_sink": True}
+    moved: dict[str, Any] = {"keep_sink": False}
+    steps: list[tuple[list[str], dict[str, Any]]] = [
+        (texts, kept | {"baseline": "mean", "budget": study.budget}),
+        (texts, kept | {"baseline": "zero", "budget": study.budget}),
+        (few, moved | {"baseline": "mean", "budget": study.budget}),
+        (texts, kept | {"baseline": "eos", "budget": LIMIT}),
+        (few, moved | {"baseline": "zero", "budget": LIMIT}),
+        (few, kept | {"baseline": "sampled", "sequences": SEQUENCES, "budget": 2 * LIMIT}),
+        (texts, kept | {"baseline": "space", "budget": LIMIT}),
     ]
     for chosen, settings in steps:
         announce(f"baselines: {settings}, {len(chosen)} texts")

@@ -333,7 +333,13 @@ import sys; from pathlib import Path; from xai_utils import __main__, run
 run.run.__defaults__ = (*run.run.__defaults__[:-1], Path({str(notebooks)!r}))
 sys.exit(__main__.main(["run", "--study", {str(study)!r}, "--kernels", "{kernels}"]))
 """
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     deadline = time.monotonic() + 60
     while not pid_file.exists() or not pid_file.read_text():
         assert time.monotonic() < deadline and process.poll() is None

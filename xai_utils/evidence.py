@@ -31,7 +31,7 @@ LIMIT = 200  # gradient evaluations for baselines that are only tried
 MOVED_TEXTS = 4  # texts, the first of both studies by turns, on which every position is moved, or draws are averaged
 SUBSET = 1  # pairs of every group for the other baselines and the controls
 MOVED_PAIRS = 2  # pairs of every group for the run that moves the sink
-MOVED_TOLERANCE = 0.05  # a large share is seen at five percent, at half the cost
+MOVED_TOLERANCE = 0.05  # enough to see a large share
 
 
 def run(only: str | None = None, pairs: int | None = None, folder: Path = FOLDER) -> Path:

@@ -103,6 +103,8 @@ def keep(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def texts(repeats: int) -> list[dict[str, Any]]:
     """Memory over the number of texts, from an empty cache: peak and time of the larger over those of the smaller."""
     found = {count: [measured("texts", count) for _ in range(repeats)] for count in TEXTS}
+    if failed := [run["failed"] for runs in found.values() for run in runs if "failed" in run]:
+        raise UserError(f"a study of many texts failed: {failed[0]}; mend it and run again")
     middle = {
         count: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "peak_mb")}
         for count, runs in found.items()

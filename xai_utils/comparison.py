@@ -13,9 +13,9 @@ from xai_utils.compare import differences
 from xai_utils.evaluate import leaderboard, one_setting
 from xai_utils.explain import Explainer, progress
 from xai_utils.faithfulness import faithfulness
+from xai_utils.formats import method_name
 from xai_utils.jobs import Job
 from xai_utils.measured import Measured
-from xai_utils.observations import method_name
 
 TOP = 3
 DIFFERENCE = (

@@ -27,6 +27,7 @@ DEFAULT, FURTHER, CORPUS = (f"studies/{name}.yaml" for name in ("default", "evid
 PARTS = ("baselines", "methods", "corpus")
 
 SEQUENCES = 4  # of random tokens, for the sampled baseline
+TRIED = ("zero", "mean", "eos", "space")  # on all texts, beside the study's own
 LIMIT = 200  # gradient evaluations for baselines that are only tried
 MOVED_TEXTS = 4  # texts, the first of both studies by turns, on which every position is moved, or draws are averaged
 SUBSET = 1  # pairs of every group for the other baselines and the controls
@@ -110,20 +111,18 @@ def run_baselines(book: Explainer, folder: Path) -> None:
 
 
 def baseline_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
-    """The published baselines first, with their full budget; what moves every position or samples, on few texts."""
+    """The study's own baselines first, with their full budget; what moves every position or samples, on few texts."""
     study = book.study
     pair, texts = roles(study)[0], [entry.id for entry in study.texts]
     few = [texts[index * len(texts) // MOVED_TEXTS] for index in range(min(MOVED_TEXTS, len(texts)))]
     kept: dict[str, Any] = {"keep_sink": True}
     moved: dict[str, Any] = {"keep_sink": False}
     steps: list[tuple[list[str], dict[str, Any]]] = [
-        (texts, kept | {"baseline": "mean", "budget": study.budget}),
-        (texts, kept | {"baseline": "zero", "budget": study.budget}),
-        (few, moved | {"baseline": "mean", "budget": study.budget}),
-        (texts, kept | {"baseline": "eos", "budget": LIMIT}),
-        (few, moved | {"baseline": "zero", "budget": LIMIT}),
+        *((texts, kept | {"baseline": name, "budget": study.budget}) for name in book.baselines),
+        (few, moved | {"baseline": study.baseline, "budget": study.budget}),
+        *((few, moved | {"baseline": name, "budget": LIMIT}) for name in book.baselines[1:]),
         (few, kept | {"baseline": "sampled", "sequences": SEQUENCES, "budget": 2 * LIMIT}),
-        (texts, kept | {"baseline": "space", "budget": LIMIT}),
+        *((texts, kept | {"baseline": name, "budget": LIMIT}) for name in TRIED if name not in book.baselines),
     ]
     for chosen, settings in steps:
         announce(f"baselines: {settings}, {len(chosen)} texts")

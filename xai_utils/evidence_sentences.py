@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import pandas as pd
 
 from xai_utils.evidence_tables import FOUND, HOLDS, NONE, best_baseline, best_method
-from xai_utils.observations import method_name
+from xai_utils.formats import method_name
 from xai_utils.sentences import Sentence
 
 Tables = Mapping[str, pd.DataFrame]

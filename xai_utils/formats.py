@@ -12,6 +12,16 @@ from xai_utils.sentences import Sentence, escape
 from xai_utils.study import Study
 
 SHOWN = 3  # significant digits in a table that is read, not computed with
+PROPER = {"kernel_shap": "KernelSHAP", "lime": "LIME", "shapley": "Shapley values"}
+
+
+def method_name(method: str) -> str:
+    """A method as prose and figures call it.
+
+    >>> method_name("input_x_gradient"), method_name("lime")
+    ('input x gradient', 'LIME')
+    """
+    return PROPER.get(method, method.replace("_", " "))
 
 
 def cell(value: Any) -> str:

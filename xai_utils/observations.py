@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from xai_utils.compare import real
+from xai_utils.formats import method_name
 from xai_utils.measured import IG, ORIGINAL, Measured
 from xai_utils.sentences import Sentence
 
@@ -19,14 +20,6 @@ NAMED = 3  # words that a sentence names
 HALF = 0.5
 Facts = dict[str, Any]
 Observation = Callable[[Measured], Sentence | None]
-
-
-def method_name(method: str) -> str:
-    """
-    >>> method_name("input_x_gradient")
-    'input x gradient'
-    """
-    return method.replace("_", " ")
 
 
 def pair_rows(measured: Measured, method: str | None = IG) -> pd.DataFrame:

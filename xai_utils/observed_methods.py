@@ -6,8 +6,9 @@ import pandas as pd
 
 from xai_utils import observed_attention as attention
 from xai_utils.attention_study import change_of_heads
+from xai_utils.formats import method_name
 from xai_utils.measured import Measured
-from xai_utils.observations import Observation, method_name
+from xai_utils.observations import Observation
 from xai_utils.sentences import Sentence
 
 HALF = 0.5

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from xai_utils.compare import real
+from xai_utils.formats import method_name
 from xai_utils.measured import IG, Measured
 from xai_utils.observations import largest_differences, pair_rows
 from xai_utils.plots import INK, NOTHING, OPPOSES, ROW, SUPPORTS, centred, diverging, figure, heading, readable, style
@@ -178,7 +179,7 @@ def differences(difference: pd.DataFrame, title: str = "") -> Figure:
 def agreement(matrix: pd.DataFrame, title: str = "") -> Figure:
     """Square matrix of rank correlations, labelled by (model, method) on both sides; lines part the models."""
     models = matrix.index.get_level_values("model")
-    names = [readable(str(method).replace("_", " ")) for method in matrix.index.get_level_values("method")]
+    names = [readable(method_name(str(method))) for method in matrix.index.get_level_values("method")]
     size = 0.42 * len(matrix)
     with style():
         fig = figure(2.9 + size, 2.0 + size)
@@ -251,7 +252,7 @@ def leaderboard(board: pd.DataFrame, title: str = "") -> Figure:
                 axes.plot(
                     gain, places, "o" if number == 0 else "D", color=colour, markersize=4.5, label=readable(label)
                 )
-            _rows(axes, [method.replace("_", " ") for method in methods])
+            _rows(axes, [method_name(method) for method in methods])
             axes.set_title(f"{measure}: gain over random orders")
             axes.set_xlabel(f"{board['unit'].iloc[0]}, right is better")
         sides[1].tick_params(labelleft=False)

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from xai_utils import claims, evidence, observations, observed_methods, site
 from xai_utils.evidence_sentences import chosen_methods
 from xai_utils.explain import METHODS
-from xai_utils.formats import to_markdown
+from xai_utils.formats import method_name, to_markdown
 from xai_utils.limits import limits
 from xai_utils.measured import IG, ORIGINAL, Measured, measured
 from xai_utils.plots import alt_text
@@ -216,8 +216,8 @@ def texts_table(found: Measured) -> pd.DataFrame:
 
 
 def methods_table(found: Measured) -> pd.DataFrame:
-    rows = [{"method": observations.method_name(name), "what it is": METHODS[name].description} for name in METHODS]
-    used = {observations.method_name(name) for name in found.study.methods}
+    rows = [{"method": method_name(name), "what it is": METHODS[name].description} for name in METHODS]
+    used = {method_name(name) for name in found.study.methods}
     return pd.DataFrame([row for row in rows if row["method"] in used])
 
 

@@ -20,6 +20,7 @@ from xai_utils import plots, plots_attention, plots_comparison
 from xai_utils.attention import Layer, pool, stream, without_sink
 from xai_utils.compare import CASE, differences, real
 from xai_utils.explain import Explainer, method_named
+from xai_utils.formats import method_name
 from xai_utils.models import LoadedModel
 from xai_utils.study import TextEntry, UserError
 from xai_utils.text import Case, units, word_weights
@@ -74,7 +75,7 @@ def scores(
     own = on_text(book, text, answer, contrast)
     tables = own.tables([method], models=[model], target=target, **_accepted(method, settings))
     goal, proofs = own.target(model, OWN, target), tables["certificates"]
-    name = method.replace("_", " ")
+    name = method_name(method)
     bars = plots.panel(tables, by=by, title=f"{model}: {name} by {by}")
     title = f"{text} → {goal.text!r}"
     figure = plots.bars([bars], title=title)
@@ -191,7 +192,7 @@ def comparison(
     table = differences(words, proofs, base, other, baseline)
     if table.empty:
         raise UserError(f"{method} did not converge for both models, so nothing is compared; raise the study's budget")
-    name, goal = method.replace("_", " "), own.target(base, OWN, target)
+    name, goal = method_name(method), own.target(base, OWN, target)
     figure = plots_comparison.pair(table, f"{text}: {name} of {goal.text!r}")
     largest = table.iloc[int(table["difference"].abs().argmax())]
     alt = f"{text}: {other} minus {base} is largest for {largest['word']!r}, {largest['difference']:+.3g} {goal.unit}. "

@@ -12,7 +12,7 @@ import html
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as ipy
@@ -21,6 +21,7 @@ from IPython.display import Javascript, display
 from xai_utils import views
 from xai_utils.baselines import BASELINES
 from xai_utils.explain import METHODS, Explainer
+from xai_utils.formats import method_name
 from xai_utils.study import UserError
 from xai_utils.target import UNITS
 from xai_utils.views import View
@@ -185,17 +186,15 @@ def _texts(book: Explainer) -> dict[str, ipy.DOMWidget]:
     }
 
 
-def _spaced(names: Iterable[str]) -> list[tuple[str, str]]:
-    return [(name.replace("_", " "), name) for name in names]
-
-
 def _setting(book: Explainer, methods: Sequence[str]) -> dict[str, ipy.DOMWidget]:
     """What the explorers of scores have in common."""
     study = book.study
     preferred = next((name for name in study.methods if name in methods), methods[0])
     return {
-        "target": _choice("Target", _spaced(UNITS), study.texts[0].target or study.target),
-        "method": _choice("Method", _spaced(methods), preferred),
+        "target": _choice(
+            "Target", [(name.replace("_", " "), name) for name in UNITS], study.texts[0].target or study.target
+        ),
+        "method": _choice("Method", [(method_name(name), name) for name in methods], preferred),
         "baseline": _choice("Baseline", list(BASELINES), study.baseline),
     }
 

@@ -30,7 +30,8 @@ def study(labels: tuple[str, ...] = ("base", "ru-ts"), texts: tuple[str, ...] = 
     entries = [
         {"id": name, "text": TEXTS[name][0], "answer": TEXTS[name][1], "language": TEXTS[name][2]} for name in texts
     ]
-    return Study.model_validate({"name": "made", "models": models, "texts": entries, "methods": METHODS} | more)
+    settings = {"name": "made", "methods": METHODS, "baseline": "mean", "baselines": PROVEN["integrated_gradients"]}
+    return Study.model_validate(settings | {"models": models, "texts": entries} | more)
 
 
 def measured(labels: tuple[str, ...] = ("base", "ru-ts"), seed: int = 0, **more: object) -> Measured:

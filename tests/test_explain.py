@@ -171,7 +171,7 @@ def test_the_readme_s_method_runs_as_it_stands(book, monkeypatch):
     assert len(book.tables(["attribution_patching"])["word_scores"]) == len(book.tables(["ablation"])["word_scores"])
     model, case = book.models["base"], book.case("base", "capital")
     objective = gradients.Objective(model, case, book.target("base", "capital"))
-    step, small = objective.inputs - gradients.baseline_rows(model, case, "mean", True)[0], 0.03
+    step, small = objective.inputs - gradients.baseline_rows(model, case, book.study.baseline, True)[0], 0.03
     ways = small * torch.eye(len(step))[1:, :, None] * step  # one position at a time
     change = objective.values(objective.inputs + ways) - objective.values(objective.inputs - ways)
     scores = book.attribute("base", "capital", "attribution_patching").scores[1:]

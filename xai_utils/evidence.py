@@ -103,7 +103,7 @@ def run_baselines(book: Explainer, folder: Path) -> None:
         scores.append(found["word_scores"])
         proofs.append(found["certificates"])
         certificates = pd.concat(proofs, ignore_index=True)
-        table = tables_of.baseline_table(pd.concat(scores, ignore_index=True), certificates, LIMIT)
+        table = tables_of.baseline_table(pd.concat(scores, ignore_index=True), certificates, study.baseline, LIMIT)
         publish(table.assign(default=study.baseline), "baselines", folder)
         publish(certificates, "baselines_cases", folder)
         publish(provenance(study, book.models.values()), "baselines_provenance", folder)
@@ -119,8 +119,7 @@ def baseline_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
     moved: dict[str, Any] = {"keep_sink": False}
     steps: list[tuple[list[str], dict[str, Any]]] = [
         *((texts, kept | {"baseline": name, "budget": study.budget}) for name in book.baselines),
-        (few, moved | {"baseline": study.baseline, "budget": study.budget}),
-        *((few, moved | {"baseline": name, "budget": LIMIT}) for name in book.baselines[1:]),
+        *((few, moved | {"baseline": name, "budget": study.budget}) for name in book.baselines),
         (few, kept | {"baseline": "sampled", "sequences": SEQUENCES, "budget": 2 * LIMIT}),
         *((texts, kept | {"baseline": name, "budget": LIMIT}) for name in TRIED if name not in book.baselines),
     ]
@@ -177,10 +176,10 @@ def corpus_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
     few, more = first_pairs(study, SUBSET), first_pairs(study, MOVED_PAIRS)
     announce(f"{', '.join(study.methods)} on {len(study.texts)} texts")
     yield book.tables(study.methods, models=pair)
-    for baseline in dict.fromkeys((*study.baselines[1:], "zero")):
+    for baseline in book.baselines[1:]:
         announce(f"baseline {baseline}, {len(few)} texts")
         yield book.tables([IG], few, pair, baseline=baseline)
-    for baseline in study.baselines if controls else ():
+    for baseline in book.baselines if controls else ():
         announce(f"controls, baseline {baseline}, {len(few)} texts")
         yield book.tables([IG], few, controls, baseline=baseline)
     announce(f"the sink moved, tolerance {MOVED_TOLERANCE}, {len(more)} texts")

@@ -26,7 +26,7 @@ HOLDS, OPPOSITE, FOUND, NONE = "holds", "the opposite holds", "difference", "no 
 # ---- baselines
 
 
-def rank_agreement(word_scores: pd.DataFrame, certificates: pd.DataFrame, reference: str = "mean") -> pd.DataFrame:
+def rank_agreement(word_scores: pd.DataFrame, certificates: pd.DataFrame, reference: str) -> pd.DataFrame:
     """Rank correlation of word scores at each baseline with those at `reference`, the sink kept: a row a case.
 
     Cases in which one of the two did not converge, or with fewer than three words, are left out.
@@ -43,13 +43,15 @@ def rank_agreement(word_scores: pd.DataFrame, certificates: pd.DataFrame, refere
     return pd.DataFrame(rows, columns=[*PLACE, "spearman"])
 
 
-def baseline_table(word_scores: pd.DataFrame, certificates: pd.DataFrame, limit: int = 200) -> pd.DataFrame:
-    """One row a baseline and sink: how many cases converged, at what cost, and how alike it ranks words to the mean.
+def baseline_table(
+    word_scores: pd.DataFrame, certificates: pd.DataFrame, reference: str, limit: int = 200
+) -> pd.DataFrame:
+    """One row a baseline and sink: how many cases converged, at what cost, and how alike `reference` ranks the words.
 
     `certificates` has a column `budget`. `certified_within` counts only certificates of at most `limit` gradient
     evaluations, so that baselines run with other budgets compare; `evaluations` are those spent, converged or not.
     """
-    ranks = rank_agreement(word_scores, certificates)
+    ranks = rank_agreement(word_scores, certificates, reference)
     rows = []
     for (baseline, sink), part in certificates.groupby(["baseline", "sink"], sort=False):
         alike = ranks[(ranks["baseline"] == baseline) & (ranks["sink"] == sink)]["spearman"]
@@ -157,7 +159,7 @@ OF_WORDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series]]] = {
 }
 
 
-def measures(tables: Tables, baseline: str = "mean") -> pd.DataFrame:
+def measures(tables: Tables, baseline: str) -> pd.DataFrame:
     """One number a question, text, model, baseline and sink: long, from `word_scores`, `attributions`, `certificates`.
 
     The order of the words and what is no word play no part; scores that did not converge are left out.

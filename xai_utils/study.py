@@ -161,9 +161,9 @@ class Study(_Entry):
     texts: Annotated[tuple[TextEntry, ...], Field(min_length=1)]
     prefix: Literal["document_start", "none"] = "document_start"
     target: TargetKind = "logprob"
-    baseline: Baseline = "mean"
-    baselines: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("mean", "zero")  # a difference keeps its sign
-    deletions: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("mean", "eos")  # of the tests of faithfulness
+    baseline: Baseline = "zero"
+    baselines: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("zero", "mean")  # a difference keeps its sign
+    deletions: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("zero", "eos")  # of the tests of faithfulness
     keep_sink: Flag = True
     tolerance: Positive = 0.01  # of |F(x) - F(baseline)|
     budget: Count = 1000  # gradient evaluations a case and method

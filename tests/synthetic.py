@@ -31,6 +31,7 @@ def study(labels: tuple[str, ...] = ("base", "ru-ts"), texts: tuple[str, ...] = 
         {"id": name, "text": TEXTS[name][0], "answer": TEXTS[name][1], "language": TEXTS[name][2]} for name in texts
     ]
     settings = {"name": "made", "methods": METHODS, "baseline": "mean", "baselines": PROVEN["integrated_gradients"]}
+    settings["deletions"] = settings["baselines"]
     return Study.model_validate(settings | {"models": models, "texts": entries} | more)
 
 
@@ -79,7 +80,8 @@ def _pieces(text: str, model: object, rng: np.random.Generator) -> dict[str, obj
     each = 4.0 if language == "ru" and model.role == "base" else 1.2
     tokens = round(number * each + rng.uniform(0, 2))
     return {
-        "tokens": tokens,
+        "tokens": tokens + 1,
+        "special": 1,
         "words": number,
         "tokens_per_word": tokens / number,
         "characters": len(content),

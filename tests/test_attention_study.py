@@ -122,12 +122,22 @@ def test_a_head_changed_when_it_did_in_most_texts_that_have_a_floor():
     keys = {"base": "a", "other": "b", "layer": 0, "head": 0, "shared": 0.2, "floor": 0.1}
     beyond = {"all": [True, True, pd.NA], "half": [True, False, pd.NA], "none": [pd.NA, pd.NA, pd.NA]}
     for name, values in beyond.items():
-        table = pd.DataFrame([keys | {"divergence": size} for size in (0.1, 0.2, 0.6)])
+        table = pd.DataFrame([keys | {"text": str(size), "divergence": size} for size in (0.1, 0.2, 0.6)])
         table["beyond_floor"] = pd.Series(values, dtype="boolean")
         (found,) = study_of.change_of_heads(table).to_dict("records")
         assert found["divergence"] == pytest.approx(0.3)
         assert found["texts"] == {"all": 2, "half": 2, "none": 0}[name]
         assert (found["beyond_floor"] is not pd.NA and bool(found["beyond_floor"])) == (name == "all")
+
+
+def test_texts_that_both_models_read_alike_say_nothing_of_heads():
+    keys = {"base": "a", "other": "b", "layer": 0, "head": 0, "shared": 0.2, "floor": 0.1, "beyond_floor": True}
+    rows = [keys | {"text": "ru", "divergence": 0.4}, keys | {"text": "en", "divergence": 0.0, "beyond_floor": False}]
+    table = pd.DataFrame(rows).astype({"beyond_floor": "boolean"})
+    (found,) = study_of.change_of_heads(table).to_dict("records")
+    assert (found["divergence"], found["texts"], found["alike"], found["beyond_floor"]) == (0.4, 1, 1, True)
+    (itself,) = study_of.change_of_heads(table.assign(divergence=0.0)).to_dict("records")
+    assert (itself["divergence"], itself["texts"], itself["alike"]) == (0.0, 2, 0)
 
 
 def test_without_a_second_model_there_is_an_empty_table(book):

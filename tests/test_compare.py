@@ -196,9 +196,23 @@ def test_intervals_cover_what_they_promise():
 
 def test_many_questions_need_more_proof():
     p = [0.02, 0.03, 0.04, 0.05, 0.9]  # three of them would pass alone
-    found = corrected(pd.DataFrame({"p": p}))
+    found = corrected(pd.DataFrame({"p": p, "changed": 8}))
     by_hand = [min(p[j] * 5 / (j + 1) for j in range(i, 5)) for i in range(5)]  # Benjamini and Hochberg 1995
     assert found["p_adjusted"].tolist() == pytest.approx(by_hand)
     assert found["verdict"].tolist() == ["no difference found"] * 5
-    assert corrected(pd.DataFrame({"p": [0.01, 0.9]}))["verdict"].tolist() == ["difference", "no difference found"]
-    assert corrected(pd.DataFrame({"p": []})).empty
+    two = corrected(pd.DataFrame({"p": [0.01, 0.9], "changed": 8}))
+    assert two["verdict"].tolist() == ["difference", "no difference found"]
+    assert corrected(pd.DataFrame({"p": [], "changed": []})).empty
+
+
+def test_what_no_outcome_could_pass_is_undecided():
+    rng = np.random.default_rng(0)
+    for changed in range(1, 9):  # the clearest outcome there is: all that changed went one way
+        moved = [*rng.uniform(1, 2, changed), *np.zeros(8 - changed)]
+        test = paired_test(np.zeros(8), moved)
+        (verdict,) = corrected(pd.DataFrame([test]))["verdict"]
+        assert test["changed"] == changed
+        assert verdict == ("difference" if changed >= 6 else "cannot be decided")
+    found = corrected(pd.DataFrame({"p": [0.04, 0.125], "changed": [8, 4]}))
+    assert found["p_adjusted"].tolist()[0] == 0.04  # a question that cannot be answered is no question asked
+    assert found["verdict"].tolist() == ["difference", "cannot be decided"]

@@ -13,6 +13,7 @@ from synthetic import measured, refreshed
 
 from xai_utils import limits, observed_methods
 from xai_utils import observations as say
+from xai_utils.formats import method_name
 from xai_utils.measured import Measured
 
 PAIR = ("base", "ru-ts")
@@ -48,12 +49,16 @@ def test_largest_differences_are_those_of_the_scores(pair):
     rows = scores[(scores["text"] == "planets") & (scores["method"] == "integrated_gradients") & scores["is_word"]]
     wide = rows.pivot(index="word", columns=["model", "baseline"], values="score")
     change = wide["ru-ts"] - wide["base"]
-    stable = change[np.sign(change["mean"]) == np.sign(change["eos"])]["mean"]
+    floor = 1.96 * np.hypot(0.02, 0.02)
+    sure = (np.sign(change["mean"]) == np.sign(change["eos"])) & (change.abs() > floor).all(axis=1)
+    stable = change[sure]["mean"]
     best = stable.reindex(stable.abs().sort_values(ascending=False).index)[:3]
     said = str(say.largest_differences(pair))
     assert re.findall("“([^”]+)” \\(", said) == best.index.tolist()
-    assert re.findall(r"a difference of (\S+)", said) == [f"{value:+.2f}" for value in best]
-    assert f"floor of {1.96 * np.hypot(0.02, 0.02):.2g}" in said
+    assert re.findall(r": (\S+) nats against", said) == [f"{value:+.2f}" for value in best]
+    assert f"floor of {floor:.2g}" in said and "(mean and eos)" in said and "the largest at mean" in said
+    low, high = change.loc[best.index[0]].min(), change.loc[best.index[0]].max()
+    assert f"{low:+.2f} to {high:+.2f} over the baselines" in said
 
 
 def test_no_word_differs_between_a_model_and_itself(pair):
@@ -95,9 +100,12 @@ def test_answers_count_the_texts_on_which_the_twin_is_better(pair):
     wide = table.pivot(index="text", columns="model", values="f_input")
     change = wide["ru-ts"] - wide["base"]
     said = str(say.answers(pair))
-    assert f"in {(change > 0).sum()} of 6 texts" in said and f"{change.mean():+.2f} nats" in said
+    assert f"in {(change > 0.01).sum()} of 6 texts and less likely in {(change < -0.01).sum()}" in said
+    assert f"{change.median():+.2f} in the median, {change.min():+.2f} to {change.max():+.2f}" in said
     better = changed(pair, "certificates", set_where("f_input", 0.0, model="ru-ts"))
     assert "in 6 of 6 texts" in str(say.answers(better))
+    same = changed(pair, "certificates", lambda table: table.assign(f_input=-3.0))
+    assert "in 0 of 6 texts and less likely in 0" in str(say.answers(same))
 
 
 def test_controls_stand_in_the_order_of_their_distance(pair):
@@ -120,14 +128,17 @@ def test_questions_are_said_by_their_verdict(pair):
     assert "none finds a difference" in none and rows.iloc[0]["asked"] in none
     found = rows.assign(verdict="difference")
     every = say.tested(replace(pair, tables={**pair.tables, "questions": found}))
-    assert "8 find a difference" in str(every) and "no difference found" not in str(every)
+    assert "7 find a difference" in str(every) and "no difference found" not in str(every)
     assert f"{rows.iloc[0]['difference']:+.2g}" in str(every)
+    few = say.tested(replace(pair, tables={**pair.tables, "questions": rows.assign(verdict="cannot be decided")}))
+    assert "cannot be decided, for too few texts changed at all: " in str(few) and "no difference found" not in str(few)
 
 
 def test_pieces_are_tokens_over_words(pair):
     table = pair.table("tokenization")
     part = table[table["text"].isin(["planets", "moons", "proverb"]) & (table["model"] == "base")]
-    assert f"{part['tokens'].sum() / part['words'].sum():.2f} under base" in str(say.pieces(pair)).split("ru:")[1]
+    tokens = part["tokens"].sum() - part["special"].sum()
+    assert f"{tokens / part['words'].sum():.2f} under base" in str(say.pieces(pair)).split("ru:")[1]
 
 
 def test_rank_correlation_between_models(pair):
@@ -156,10 +167,10 @@ def test_most_and_least_alike_methods(pair):
 
 def test_methods_against_random_orders(pair):
     tests = pair.table("faithfulness")
-    means = tests[tests["model"] == "base"].query("baseline != 'eos'").groupby("method")["comprehensiveness"].mean()
-    assert f"under base {means.idxmax().replace('_', ' ')}, by {means.max():.2f} nats" in str(
-        observed_methods.faithful(pair)
-    )
+    first = tests[tests["deletion"] == pair.study.deletions[0]]
+    means = first[first["model"] == "base"].query("baseline != 'eos'").groupby("method")["comprehensiveness"].mean()
+    said = str(observed_methods.faithful(pair))
+    assert f"under base in that of {method_name(means.idxmax())}, by {means.max():.2f} nats" in said
     none = tests.assign(comprehensiveness_beats_random=False)
     weak = str(observed_methods.unfaithful(replace(pair, tables={**pair.tables, "faithfulness": none})))
     assert weak.startswith("4 of 4 methods") and "ablation (0 of 12)" in weak

@@ -147,7 +147,7 @@ def test_change_is_mapped_beside_its_floor_with_a_dot_where_it_is_beyond():
 def test_change_without_a_floor_is_one_map():
     base, other, _ = changed_pair()
     fig = plots_attention.divergence_map(attention_change(base, other), "What changed")
-    assert texts_inside(fig).count("between the models, all words") == 1 and len(images(fig)) == 1
+    assert texts_inside(fig).count("models, all words (nats)") == 1 and len(images(fig)) == 1
 
 
 @pytest.mark.parametrize("text", [TEXT, "Слово и ещё одно. " * 12])

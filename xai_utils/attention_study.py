@@ -23,6 +23,7 @@ from xai_utils.target import Target
 from xai_utils.text import Case, prepare
 
 HALF = 0.5
+SAME = 1e-9  # nats; two runs of one model on the same tokens differ by nothing
 
 
 def head_statistics(book: Explainer) -> pd.DataFrame:
@@ -101,13 +102,19 @@ def joined(found: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def change_of_heads(change: pd.DataFrame) -> pd.DataFrame:
-    """`attention_change` over texts, a row a head: means, and whether it is beyond the floor in most texts with one."""
-    table = change.astype({"beyond_floor": "Float64"})
+    """`attention_change` over texts, a row a head: means, and whether it is beyond the floor in most texts with one.
+
+    Texts that the two models read alike to the last digit say nothing of where they differ: they are left out and
+    counted in `alike`, unless there are no others.
+    """
+    differs = change.groupby("text")["divergence"].transform("max") > SAME
+    alike = change.loc[~differs, "text"].nunique()
+    table = (change[differs] if differs.any() else change).astype({"beyond_floor": "Float64"})
     means = table.groupby(["base", "other", "layer", "head"], as_index=False)[
         ["divergence", "shared", "floor", "beyond_floor"]
     ].mean()
     means["texts"] = table.groupby(["base", "other", "layer", "head"])["beyond_floor"].count().to_numpy()
-    return means.assign(beyond_floor=means["beyond_floor"] > HALF)
+    return means.assign(beyond_floor=means["beyond_floor"] > HALF, alike=alike if differs.any() else 0)
 
 
 def words_of(book: Explainer, label: str, entry: TextEntry) -> WordAttention:

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 
 from xai_utils.attention import statistics, uniform
+from xai_utils.compare import NONE, UNDECIDED
 from xai_utils.measured import IG, ORIGINAL, Measured
 from xai_utils.sentences import Sentence
 
 HOLDS, PART, FAILS = "holds", "holds in part", "does not hold"
-OPPOSITE, NONE, UNDECIDED = "the opposite holds", "no difference found", "cannot be decided"
+OPPOSITE = "the opposite holds"
 ORIGINAL_WORD = "Сколько"
 DIAGONAL = (0.05, 0.15)  # the range that the original gives
 HALF = 0.5
@@ -38,11 +39,11 @@ Claim = Callable[[Measured], Verdict]
 
 
 def counted(claim: Sentence, true: pd.Series, because: str, **facts: Any) -> Verdict:
-    """The verdict on a claim about every case: all, some or none of them; undecided where there are none."""
+    """The verdict on a claim about every case: all of them, at least half, fewer; undecided where there are none."""
     n, k = len(true), int(true.sum())
     if not n:
         return Verdict(claim, UNDECIDED, Sentence("nothing in this study's tables puts it to the test"))
-    outcome = HOLDS if k == n else PART if k else FAILS
+    outcome = HOLDS if k == n else PART if k >= HALF * n else FAILS
     return Verdict(claim, outcome, Sentence(because, {"k": k, "n": n} | facts))
 
 
@@ -55,14 +56,15 @@ def of_pair(measured: Measured, question: str, sign: int, claim: Sentence) -> Ve
     if rows.empty or rows.iloc[0][["difference", "low", "high"]].isna().any():
         return Verdict(claim, UNDECIDED, Sentence("too few texts were measured under both models"))
     row = rows.iloc[0]
-    found = row["verdict"] == "difference"
-    outcome = NONE if not found else HOLDS if np.sign(row["difference"]) == sign else OPPOSITE
+    missing = row["verdict"] in (NONE, UNDECIDED)
+    outcome = row["verdict"] if missing else HOLDS if np.sign(row["difference"]) == sign else OPPOSITE
+    test = "{changed} of them changed, too few for a test" if outcome == UNDECIDED else "corrected p {p:.2g}"
     return Verdict(
         claim,
         outcome,
         Sentence(
             "{asked}: {base:.3g} under {label}, {other:.3g} under {twin}; change {difference:+.2g}, interval "
-            "{low:+.2g} to {high:+.2g}, over {n:#text or pair/texts or pairs}, corrected p {p:.2g}",
+            "{low:+.2g} to {high:+.2g}, over {n:#text or pair/texts or pairs}, " + test,
             {
                 "asked": row["asked"],
                 "label": measured.base,
@@ -73,7 +75,7 @@ def of_pair(measured: Measured, question: str, sign: int, claim: Sentence) -> Ve
                 "low": row["low"],
                 "high": row["high"],
                 "n": int(row["n"]),
-                "p": row["p_adjusted"],
+                **({"changed": int(row["changed"])} if outcome == UNDECIDED else {"p": row["p_adjusted"]}),
             },
         ),
     )
@@ -120,17 +122,20 @@ def _first_share(scores: pd.DataFrame) -> float:
 
 def original_delta(measured: Measured) -> Verdict:
     claim = Sentence("A high convergence delta says that the estimate can vary widely")
-    rows = measured.table("certificates")
+    rows = measured.explained("certificates")
     rows = rows[(rows["method"] == ORIGINAL) & rows["model"].isin(measured.pair)] if len(rows) else rows
     if rows.empty:
         return counted(claim, pd.Series(dtype=bool), "")
-    return counted(
-        claim,
-        ~rows["converged"].astype(bool),
+    facts = {
+        "k": int((~rows["converged"].astype(bool)).sum()),
+        "n": len(rows),
+        "error": rows["relative_delta"].median(),
+    }
+    form = (
         "in {k} of {n} runs of the original's rule the scores miss what they should sum to by more than the tolerance, "
-        "in the median by {error:.0%}; nothing is concluded from those",
-        error=rows["relative_delta"].median(),
+        "in the median by {error:.0%}; how far a single score is off, a delta does not say"
     )
+    return Verdict(claim, UNDECIDED, Sentence(form, facts))
 
 
 def smaller_negatives(measured: Measured) -> Verdict:

@@ -21,6 +21,8 @@ CASE = ["text", "model", "target", "method", "baseline", "sink"]
 # A sampled score is known to about two standard errors. The quadrature error of a single token is an estimate as well:
 # on paths integrated far more finely the truth was seen to pass it by half.
 WIDTH = 1.96
+LEVEL = 0.05  # of the tests over texts
+FOUND, NONE, UNDECIDED = "difference", "no difference found", "cannot be decided"
 ROUNDING = 1e-4  # nats or logits: float32 moves this much between two ways of batching and padding the same text
 
 
@@ -39,23 +41,29 @@ def differences(
     """Table `difference`: a row a word, method and text, other minus base, with its floor, at the study's baseline.
 
     Scores that are not certified are left out. `sign_stable` is whether the difference has the same sign at every
-    certified baseline of that method and text (at least two of them; with fewer it is missing).
+    certified baseline of that method and text (at least two of them; with fewer it is missing); within its floor a
+    difference has no sign. `difference_low` and `difference_high` are its range over these baselines.
     """
     pairs = side_by_side(certified(word_scores, certificates), base, other)
     pairs["difference"] = pairs["score_other"] - pairs["score_base"]
     pairs["floor"] = np.maximum(WIDTH * np.hypot(pairs["error_base"], pairs["error_other"]), ROUNDING)
     pairs["beyond_floor"] = pairs["difference"].abs() > pairs["floor"]
     place = [*PLACE, "target", "target_text", "method", "sink"]
-    signs = pairs.groupby(place, dropna=False)["difference"].agg(_one_sign)
+    pairs["sign"] = np.sign(pairs["difference"]) * pairs["beyond_floor"]
+    every = pairs.groupby(place, dropna=False)
+    over = every.agg(
+        sign_stable=("sign", _one_sign), difference_low=("difference", "min"), difference_high=("difference", "max")
+    )
     here = pairs[(pairs["baseline"] == baseline) | ~pairs["method"].isin(_with_choice(word_scores))]
-    stable = here.merge(signs.rename("sign_stable").reset_index(), on=place, how="left")
+    stable = here.merge(over.reset_index(), on=place, how="left")
     front = ["study", "text", "base", "other", "target", "target_text", "method", "baseline", "sink", "unit"]
     rest = ["word", "start", "end", "pieces_base", "pieces_other", "score_base", "score_other", "difference", "floor"]
-    return stable[[*front, *rest, "beyond_floor", "sign_stable"]].reset_index(drop=True)
+    last = ["beyond_floor", "sign_stable", "difference_low", "difference_high"]
+    return stable[[*front, *rest, *last]].reset_index(drop=True)
 
 
 def _one_sign(values: pd.Series) -> Any:
-    return pd.NA if len(values) < 2 else bool((np.sign(values) == np.sign(values.iloc[0])).all())
+    return pd.NA if len(values) < 2 else bool((values == values.iloc[0]).all() and values.iloc[0])
 
 
 def _with_choice(word_scores: pd.DataFrame) -> set[str]:
@@ -88,6 +96,7 @@ def paired_test(base: ArrayLike, other: ArrayLike, seed: int = 0) -> dict[str, f
 
     Mean difference with a bootstrap interval (BCa, 95 %), Wilcoxon's signed-rank test, and the effect size dz (mean
     over standard deviation of the differences). All differences zero gives p = 1 and an interval of no width.
+    `changed` counts the differences that are not zero: the test has no other evidence.
     """
     change = np.asarray(other, dtype=float) - np.asarray(base, dtype=float)
     change = change[~np.isnan(change)]
@@ -97,6 +106,7 @@ def paired_test(base: ArrayLike, other: ArrayLike, seed: int = 0) -> dict[str, f
     deviation = change.std(ddof=1) if moved else np.nan
     return {
         "n": len(change),
+        "changed": int(np.count_nonzero(change)),
         "difference": mean,
         "low": low,
         "high": high,
@@ -122,8 +132,24 @@ def interval(values: ArrayLike, statistic: Callable[..., Any] = np.mean, seed: i
     return float(found.low), float(found.high)
 
 
+def decidable(changed: ArrayLike) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Whether so many differences of one sign would pass the signed-rank test, or whether there is none to find.
+
+    >>> decidable([0, 1, 5, 6])
+    array([ True, False, False,  True])
+    """
+    count = np.asarray(changed)
+    return np.asarray((count == 0) | (2.0 ** (1 - count.astype(float)) < LEVEL))
+
+
 def corrected(tests: pd.DataFrame) -> pd.DataFrame:
-    """A table of tests with Benjamini-Hochberg adjusted p values over all its questions, and the verdict at 5 %."""
-    adjusted = stats.false_discovery_control(tests["p"]) if len(tests) else []
-    table = tests.assign(p_adjusted=adjusted)
-    return table.assign(verdict=np.where(table["p_adjusted"] < 0.05, "difference", "no difference found"))
+    """A table of tests with Benjamini-Hochberg adjusted p values over its questions, and the verdict at 5 %.
+
+    A question that no outcome could have answered, for so few texts changed at all, is undecided and takes no part.
+    """
+    able = decidable(tests["changed"])
+    adjusted = np.full(len(tests), np.nan)
+    if able.any():
+        adjusted[able] = stats.false_discovery_control(tests["p"].to_numpy(float)[able])
+    verdict = np.where(able, np.where(adjusted < LEVEL, FOUND, NONE), UNDECIDED)
+    return tests.assign(p_adjusted=adjusted, verdict=verdict)

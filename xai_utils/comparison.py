@@ -16,12 +16,13 @@ from xai_utils.faithfulness import faithfulness
 from xai_utils.formats import method_name
 from xai_utils.jobs import Job
 from xai_utils.measured import Measured
+from xai_utils.target import UNITS
 
 TOP = 3
 DIFFERENCE = (
     *("study", "text", "base", "other", "target", "target_text", "method", "baseline", "sink", "unit", "word", "start"),
     *("end", "pieces_base", "pieces_other", "score_base", "score_other", "difference", "floor", "beyond_floor"),
-    "sign_stable",
+    *("sign_stable", "difference_low", "difference_high"),
 )
 
 
@@ -77,7 +78,8 @@ def leaderboards(measured: Measured) -> pd.DataFrame:
     for label in measured.labels:
         board = leaderboard(table[table["model"] == label], measured.study.seed)
         role = next(model.role for model in measured.study.models if model.label == label)
-        keys = {"study": measured.study.name, "model": label, "role": role, "unit": " or ".join(table["unit"].unique())}
+        units = " or ".join(UNITS[target] for target in table["target"].unique())
+        keys = {"study": measured.study.name, "model": label, "role": role, "unit": units}
         found.append(pd.concat([pd.DataFrame([keys] * len(board)), board], axis=1))
     return pd.concat(found, ignore_index=True)
 

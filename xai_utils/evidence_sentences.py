@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from xai_utils.evidence_tables import FOUND, HOLDS, NONE, best_baseline, best_method
+from xai_utils.compare import NONE, UNDECIDED
+from xai_utils.evidence_tables import HOLDS, best_method
 from xai_utils.formats import method_name
 from xai_utils.sentences import Sentence
 
@@ -22,24 +23,23 @@ def _table(tables: Tables, name: str) -> pd.DataFrame:
 
 
 def default_baseline(tables: Tables) -> Sentence | None:
-    """Which baseline certifies most cases, and whether the published study uses it; nothing to choose from one."""
+    """What the baselines certify that were tried on all cases, at one price; nothing to choose from one."""
     table = _table(tables, "baselines")
-    if table.empty or (table["sink"] == "kept").sum() < 2:
+    if table.empty:
         return None
-    rows = table[table["sink"] == "kept"].set_index("baseline")
-    best, own = best_baseline(table), str(table["default"].iloc[0])
-    row = rows.to_dict("index")[best]
-    facts = {"best": best, "own": own, "limit": row["limit"], "cases": row["cases"]}
-    facts |= {"share": row["certified_within"], "cost": row["evaluations_median"]}
-    form = (
-        "Of the baselines with the sink kept, {best} certifies most of {cases:#case/cases} within {limit} gradient "
-        "evaluations: {share:.0%}, in the median after {cost:.0f}"
+    rows = table[(table["sink"] == "kept") & (table["cases"] == table["cases"].max())]
+    if len(rows) < 2:
+        return None
+    rows = rows.sort_values("certified_within", ascending=False, kind="stable")
+    parts = tuple(
+        Sentence("{baseline} {share:.0%}", {"baseline": row.baseline, "share": row.certified_within})
+        for row in rows.itertuples()
     )
-    if best == own:
-        return Sentence(form + "; it is the default.", facts)
-    facts |= {"own_share": rows.loc[own, "certified_within"], "own_cost": rows.loc[own, "evaluations_median"]}
+    facts = {"limit": int(rows["limit"].iloc[0]), "cases": int(rows["cases"].iloc[0]), "parts": parts}
     return Sentence(
-        form + "; the default, {own}, certifies {own_share:.0%}, in the median after {own_cost:.0f}.", facts
+        "Within {limit} gradient evaluations, the first position kept, so many of {cases:#case/cases} are certified at "
+        "the baseline: {parts}. The default is {own}.",
+        facts | {"own": str(table["default"].iloc[0])},
     )
 
 
@@ -51,8 +51,8 @@ def published_setting(tables: Tables) -> Sentence | None:
     row = table[(table["sink"] == "kept") & (table["baseline"] == table["default"])].iloc[0]
     return Sentence(
         "In the published setting (baseline {baseline}, the sink kept, up to {budget} gradient evaluations) "
-        "{certified:.0%} of {cases:#case is/cases are} certified at {tolerance:.0%}, in the median after {median:.0f} "
-        "evaluations, at most {most}.",
+        "{certified:.0%} of {cases:#case is/cases are} certified at {tolerance:.0%}; all of them took {median:.0f} "
+        "evaluations in the median and {most} at most.",
         {
             "baseline": row["baseline"],
             "budget": int(row["budget"]),
@@ -105,6 +105,10 @@ def unproven(tables: Tables) -> Sentence | None:
 
 
 FAMILIES = {"gradients": "gradient", "influence": "perturbation"}
+CHOSEN = (
+    "{name} is above their mean in {above} and beyond their 95th percentile in {beyond} of {n} with words put at "
+    "{deletion}"
+)
 ABOVE, BEYOND = 14 / 16, 10 / 16  # of a study's cases: what a method that is of use should reach
 
 
@@ -120,8 +124,14 @@ def best_methods(tables: Tables) -> Sentence | None:
         )
         for family, kind in FAMILIES.items()
     )
-    cases = {"n": int(table["cases"].max()), "best": best}
-    return Sentence("By deletion tests on {n} cases that the published study does not hold, {best}.", cases)
+    facts = {"n": int(table["cases"].max()), "best": best}
+    form = "By deletion tests on {n} cases that the published study does not hold, {best}"
+    ranks = table.groupby(["family", "method"])["mean_rank"].mean()
+    control = ranks.get("position", pd.Series(dtype=float))
+    if len(control) and control.min() < ranks.drop("position").min():
+        form += "; an order by position alone, {control}, does better than every method"
+        facts["control"] = method_name(str(control.idxmin()))
+    return Sentence(form + ".", facts)
 
 
 def chosen_methods(tables: Tables, faithfulness: pd.DataFrame) -> Sentence | None:
@@ -129,24 +139,22 @@ def chosen_methods(tables: Tables, faithfulness: pd.DataFrame) -> Sentence | Non
     table = _table(tables, "methods")
     if table.empty or faithfulness.empty:
         return None
-    rows = faithfulness[faithfulness["deletion"] == faithfulness["deletion"].iloc[0]]
-    rows = rows.dropna(subset="comprehensiveness")
+    rows = faithfulness.dropna(subset="comprehensiveness")
     parts, reached = [], []
     for family in FAMILIES:
         name = best_method(table, family)
-        own = rows[rows["method"] == name]
-        above = int((own["comprehensiveness"] > own["comprehensiveness_random"]).sum())
-        beyond = int(own["comprehensiveness_beats_random"].astype(bool).sum())
-        reached.append(above >= ABOVE * len(own) and beyond >= BEYOND * len(own))
-        facts = {"name": method_name(name), "above": above, "beyond": beyond, "n": len(own)}
-        parts.append(
-            Sentence("{name} is above their mean in {above} and beyond their 95th percentile in {beyond} of {n}", facts)
-        )
-    goal = "both reach" if all(reached) else "they do not both reach"
+        for deletion, own in rows[rows["method"] == name].groupby("deletion", sort=False):
+            above = int((own["comprehensiveness"] > own["comprehensiveness_random"]).sum())
+            beyond = int(own["comprehensiveness_beats_random"].astype(bool).sum())
+            reached.append(above >= ABOVE * len(own) and beyond >= BEYOND * len(own))
+            facts = {"name": method_name(name), "deletion": deletion, "above": above, "beyond": beyond, "n": len(own)}
+            parts.append(Sentence(CHOSEN, facts))
+    if not parts:
+        return None
     return Sentence(
-        "Against random orders on the cases of this study, {parts}; {goal} the mark set for a useful method: above the "
-        "mean in {above:.0%} of cases and beyond the percentile in {beyond:.0%}.",
-        {"parts": tuple(parts), "goal": goal, "above": ABOVE, "beyond": BEYOND},
+        "Against random orders on the cases of this study, {parts}. A useful method should be above their mean in "
+        "{above:.0%} of the cases and beyond the percentile in {beyond:.0%}: {reached} of these {n} are.",
+        {"parts": tuple(parts), "above": ABOVE, "beyond": BEYOND, "reached": sum(reached), "n": len(reached)},
     )
 
 
@@ -163,10 +171,12 @@ def corpus_findings(tables: Tables) -> list[Sentence]:
 
 
 def _main(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows at the study's own baseline, of the pair alone; without an interval there is nothing to say."""
+    """The rows at the study's own baseline, or with the sink moved, of the pair alone; those without an interval say
+    nothing."""
     if table.empty:
         return table
-    return table[(table["baseline"] == table["default"]) & (table["role"] != "control")].dropna(subset=["low", "high"])
+    own = (table["baseline"] == table["default"]) | (table["sink"] == "moved")
+    return table[own & (table["role"] != "control")].dropna(subset=["low", "high"])
 
 
 def _told(row: pd.Series) -> Sentence:
@@ -174,7 +184,8 @@ def _told(row: pd.Series) -> Sentence:
     facts = {"asked": row["asked"][0].upper() + row["asked"][1:], "model": row["model"], "n": int(row["n"])}
     facts |= {"mean": row["mean"], "low": row["low"], "high": row["high"], "p": row["p_adjusted"]}
     if row["claim"]:
-        outcome = {HOLDS: "holds", NONE: "is not shown: no difference found"}.get(row["verdict"], "is turned round")
+        told = {HOLDS: "holds", NONE: "is not shown: no difference found", UNDECIDED: UNDECIDED}
+        outcome = told.get(row["verdict"], "is turned round")
         form = "“{claim}” " + outcome + ". " + form
         facts["claim"] = row["claim"][0].upper() + row["claim"][1:]
     if row["paired"]:
@@ -182,10 +193,12 @@ def _told(row: pd.Series) -> Sentence:
         facts |= {"start": row["mean_base"], "base": row["base"], "change": row["difference"]}
     else:
         form += "{mean:+.3g} under {model}"
-    form += ", {level:.0%} interval {low:+.2g} to {high:+.2g}, corrected p {p:.2g}, over {n:#pair/pairs} of texts"
+    form += ", {level:.0%} interval {low:+.2g} to {high:+.2g}, "
+    form += "too few of them changed for a test, " if row["verdict"] == UNDECIDED else "corrected p {p:.2g}, "
+    form += "over {n:#pair/pairs} of texts"
     facts["level"] = LEVEL
     if not row["claim"]:
-        form += "; " + (FOUND if row["verdict"] == FOUND else NONE)
+        form += f"; {row['verdict']}"
     return Sentence(form + ".", facts)
 
 

@@ -14,13 +14,25 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from xai_utils.compare import CASE, certified, corrected, differences, paired_test, real, spread
+from xai_utils.compare import (
+    CASE,
+    FOUND,
+    LEVEL,
+    NONE,
+    UNDECIDED,
+    certified,
+    corrected,
+    differences,
+    paired_test,
+    real,
+    spread,
+)
 from xai_utils.evaluate import LEAST, agreement, leaderboard
 from xai_utils.measured import IG
 
 Tables = Mapping[str, pd.DataFrame]
 PLACE = ["text", "model", "baseline", "sink"]
-HOLDS, OPPOSITE, FOUND, NONE = "holds", "the opposite holds", "difference", "no difference found"
+HOLDS, OPPOSITE = "holds", "the opposite holds"
 
 
 # ---- baselines
@@ -74,18 +86,6 @@ def baseline_table(
             }
         )
     return pd.DataFrame(rows)
-
-
-def best_baseline(table: pd.DataFrame) -> str:
-    """The baseline with the sink kept that certifies most cases within the limit; among equals the cheapest.
-
-    >>> best_baseline(pd.DataFrame({"baseline": ["mean", "eos", "zero"], "sink": ["kept", "kept", "moved"],
-    ...     "certified_within": [0.9, 0.9, 1.0], "evaluations_median": [80.0, 96.0, 40.0]}))
-    'mean'
-    """
-    kept = table[table["sink"] == "kept"]
-    order = kept.sort_values(["certified_within", "evaluations_median"], ascending=[False, True], kind="stable")
-    return str(order["baseline"].iloc[0])
 
 
 # ---- methods
@@ -259,11 +259,16 @@ QUESTIONS = (
 
 
 def verdict(claimed: int, p: float, difference: float) -> str:
-    """
+    """A corrected p that is not there means that too few texts changed for any answer.
+
     >>> verdict(1, 0.01, 0.2), verdict(-1, 0.01, 0.2), verdict(1, 0.2, 0.2), verdict(0, 0.01, 0.2)
     ('holds', 'the opposite holds', 'no difference found', 'difference')
+    >>> verdict(1, float("nan"), 0.2)
+    'cannot be decided'
     """
-    if p >= 0.05:
+    if np.isnan(p):
+        return UNDECIDED
+    if p >= LEVEL:
         return NONE
     return FOUND if not claimed else HOLDS if np.sign(difference) == claimed else OPPOSITE
 

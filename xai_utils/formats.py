@@ -12,7 +12,13 @@ from xai_utils.sentences import Sentence, escape
 from xai_utils.study import Study
 
 SHOWN = 3  # significant digits in a table that is read, not computed with
-PROPER = {"kernel_shap": "KernelSHAP", "lime": "LIME", "shapley": "Shapley values"}
+PROPER = {
+    "kernel_shap": "KernelSHAP",
+    "lime": "LIME",
+    "shapley": "Shapley values",
+    "first_to_last": "first to last (control)",
+    "last_to_first": "last to first (control)",
+}
 
 
 def method_name(method: str) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from xai_utils.measured import Measured
+import numpy as np
+
+from xai_utils.measured import IG, Measured
 from xai_utils.observations import convergence, one_model
 from xai_utils.sentences import Sentence
+
+RARE = 0.001  # a probability
 
 
 def extent(found: Measured) -> Sentence:
@@ -14,12 +18,12 @@ def extent(found: Measured) -> Sentence:
     form = "Everything above rests on {texts:#text/texts} and {models:#model/models}"
     if languages:
         form += ", in {languages:#language/languages}"
-    return Sentence(form + "; a test over so few texts finds large effects alone.", facts)
+    return Sentence(form + "; a test over texts finds no effect that is not large or regular.", facts)
 
 
 def certificates(found: Measured) -> Sentence | None:
     """What did not converge, where something did not."""
-    if found.chosen("certificates", "integrated_gradients").empty:
+    if found.chosen("certificates", IG).empty:
         return None
     said = convergence(found)
     return said if said is not None and said.facts["failed"] else None
@@ -48,7 +52,8 @@ def no_controls(found: Measured) -> Sentence | None:
     if found.adapted is None or any(model.role == "control" for model in found.study.models):
         return None
     return Sentence(
-        "The study has no control models: what the new tokenizer does alone and what training added are not told apart."
+        "No control models are explained in this study: what the new tokenizer does alone and what training added are "
+        "not told apart."
     )
 
 
@@ -62,7 +67,32 @@ def given_answers(found: Measured) -> Sentence:
     )
 
 
+def unlikely_answers(found: Measured) -> Sentence | None:
+    """Answers that a model would hardly give are explained all the same."""
+    rows = found.chosen("certificates", IG)
+    rows = rows[rows["target"] == "logprob"] if len(rows) else rows
+    if rows.empty:
+        return None
+    table = rows.pivot_table(index="text", columns="model", values="f_input")
+    parts = tuple(
+        Sentence(
+            "{k} of {n} under {label}",
+            {"k": int((table[label] < np.log(RARE)).sum()), "n": int(table[label].count()), "label": label},
+        )
+        for label in found.pair
+        if label in table
+    )
+    return Sentence(
+        "The answer has a probability below {rare:.1%} in {parts}: there the scores say what moves an answer that the "
+        "model would hardly give.",
+        {"rare": RARE, "parts": parts},
+    )
+
+
+ASKED = (one_model, extent, certificates, truncated, no_controls, given_answers, unlikely_answers)
+
+
 def limits(found: Measured) -> list[Sentence]:
     """All that hold."""
-    said = (limit(found) for limit in (one_model, extent, certificates, truncated, no_controls, given_answers))
+    said = (limit(found) for limit in ASKED)
     return [sentence for sentence in said if sentence is not None]

@@ -14,6 +14,7 @@ import pandas as pd
 from xai_utils.compare import CASE
 from xai_utils.results import read_table
 from xai_utils.study import Study, UserError, locate
+from xai_utils.target import UNITS
 
 NAMES = (
     "tokenization",
@@ -62,6 +63,11 @@ class Measured:
     @property
     def pair(self) -> list[str]:
         return [self.base] if self.adapted is None else [self.base, self.adapted]
+
+    @property
+    def target_unit(self) -> str:
+        """The unit of what the first text's scores explain."""
+        return UNITS[self.study.texts[0].target or self.study.target]
 
     @property
     def headline(self) -> str:

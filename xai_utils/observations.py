@@ -11,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from xai_utils.compare import real
+from xai_utils.compare import FOUND, NONE, UNDECIDED, real
 from xai_utils.formats import method_name
 from xai_utils.measured import IG, ORIGINAL, Measured
 from xai_utils.sentences import Sentence
 
 NAMED = 3  # words that a sentence names
-HALF = 0.5
+MARGIN = 0.01  # nats or logits of a target, below which two models are not told apart
 Facts = dict[str, Any]
 Observation = Callable[[Measured], Sentence | None]
 
@@ -64,23 +64,29 @@ def largest_differences(measured: Measured) -> Sentence | None:
         )
     named = tuple(
         Sentence(
-            "“{word}” ({base:+.2f} under the base, {other:+.2f} now, a difference of {difference:+.2f} {unit} "
-            "against a floor of {floor:.2g})",
+            "“{word}” ({base:+.2f} under {label}, {other:+.2f} under {twin}: {difference:+.2f} {unit} against a floor "
+            "of {floor:.2g}; {low:+.2f} to {high:+.2f} over the baselines)",
             {
                 "word": row.word,
+                "label": measured.base,
+                "twin": measured.adapted,
                 "base": row.score_base,
                 "other": row.score_other,
                 "difference": row.difference,
                 "floor": row.floor,
                 "unit": row.unit,
+                "low": row.difference_low,
+                "high": row.difference_high,
             },
         )
         for row in found.head(NAMED).itertuples()
     )
     return Sentence(
-        "On “{text}” {real} of {words:#word differs/words differ} for real between {base} and {other}; the largest: "
-        "{named}.",
-        facts | {"real": len(found), "named": named},
+        "On “{text}” {real} of {words:#word differs/words differ} between {base} and {other} beyond the error of the "
+        "scores and with one sign at every certified baseline ({baselines}); the largest at {baseline}: {named}.",
+        facts
+        | {"real": len(found), "named": named, "baseline": measured.study.baseline}
+        | {"baselines": tuple(dict.fromkeys([measured.study.baseline, *measured.study.baselines]))},
     )
 
 
@@ -116,6 +122,7 @@ def pieces(measured: Measured) -> Sentence | None:
         return None
     languages = {text.id: text.language or "unnamed" for text in measured.study.texts}
     table = table.assign(language=table["text"].map(languages))
+    table = table.assign(tokens=table["tokens"] - table["special"])
     ratio = table.groupby(["language", "model"])[["tokens", "words"]].sum()
     parts = tuple(
         Sentence(
@@ -198,16 +205,19 @@ def answers(measured: Measured) -> Sentence | None:
     change = both[measured.adapted] - both[measured.base]
     if change.empty:
         return None
-    higher = int((change > 0).sum())
     return Sentence(
-        "{other} puts more probability on the answer than {base} in {higher} of {n:#text/texts}; the mean change is "
-        "{change:+.2f} {unit}.",
+        "The answer is likelier under {other} than under {base} in {up} of {n:#text/texts} and less likely in {down}, "
+        "by more than {margin} {unit}; the change is {change:+.2f} in the median, {low:+.2f} to {high:+.2f}.",
         {
             "other": measured.adapted,
             "base": measured.base,
-            "higher": higher,
+            "up": int((change > MARGIN).sum()),
+            "down": int((change < -MARGIN).sum()),
             "n": len(change),
-            "change": change.mean(),
+            "margin": MARGIN,
+            "change": change.median(),
+            "low": change.min(),
+            "high": change.max(),
             "unit": rows["unit"].iloc[0],
         },
     )
@@ -240,7 +250,7 @@ def tested(measured: Measured) -> Sentence | None:
     if table.empty or measured.adapted is None:
         return None
     rows = table[table["other"] == measured.adapted]
-    found, none = rows[rows["verdict"] == "difference"], rows[rows["verdict"] != "difference"]
+    found, none, open_ = (rows[rows["verdict"] == verdict] for verdict in (FOUND, NONE, UNDECIDED))
     facts: Facts = {"n": len(rows), "found": len(found), "texts": int(rows["n"].max())}
     finding = "{found:#finds/find} a difference" if len(found) else "none finds a difference"
     form = "Of {n:#question/questions} put to the pair over up to {texts:#text/texts}, " + finding
@@ -256,6 +266,9 @@ def tested(measured: Measured) -> Sentence | None:
     if len(none):
         form += "; no difference found in: {none}"
         facts["none"] = tuple(none["asked"])
+    if len(open_):
+        form += "; cannot be decided, for too few texts changed at all: {open}"
+        facts["open"] = tuple(open_["asked"])
     return Sentence(form + ".", facts)
 
 
@@ -285,6 +298,16 @@ def quality(measured: Measured) -> Sentence | None:
 def between_models(measured: Measured) -> Sentence | None:
     """How alike the two models rank the words, by method."""
     rows = pair_rows(measured, None)
+    rows = rows[rows["method"].isin(measured.study.methods)] if len(rows) else rows
+    recut = (
+        rows.groupby("text")[["pieces_base", "pieces_other"]].apply(
+            lambda part: bool((part["pieces_base"] != part["pieces_other"]).any())
+        )
+        if len(rows)
+        else pd.Series(dtype=bool)
+    )
+    if recut.any():
+        rows = rows[rows["text"].map(recut)]
     if rows.empty:
         return None
     values = rows.groupby(["method", "text"])[["score_base", "score_other"]].apply(
@@ -295,8 +318,10 @@ def between_models(measured: Measured) -> Sentence | None:
         return None
     parts = tuple(Sentence("{name} {value:.2f}", {"name": method_name(str(k)), "value": v}) for k, v in means.items())
     return Sentence(
-        "Rank correlation of {base} with {other} over the words of a text, averaged over texts: {parts}.",
-        {"base": measured.base, "other": measured.adapted, "parts": parts},
+        "Rank correlation of {base} with {other} over the words of a text, averaged over the {n:#text/texts} that "
+        + ("they cut differently" if recut.any() else "both read")
+        + ": {parts}.",
+        {"base": measured.base, "other": measured.adapted, "n": rows["text"].nunique(), "parts": parts},
     )
 
 

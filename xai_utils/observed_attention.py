@@ -24,8 +24,8 @@ def first_head(rows: pd.DataFrame, text: str, labels: Sequence[str]) -> Sentence
     found = rows[(rows["text"] == text) & rows["model"].isin(labels)]
     parts = tuple(
         Sentence(
-            "under {label} the others give {sink:.0%} of their attention to the first position ({majority:.0%} of them "
-            "more than half) and {own:.2f} on average to themselves ({least:.2f} to {most:.2f}); its entropy is "
+            "under {label} the positions behind the first give it {sink:.0%} of their attention ({majority:.0%} of "
+            "them more than half) and {own:.2f} on average to themselves ({least:.2f} to {most:.2f}); its entropy is "
             "{entropy:.2f} nats where attention that does not choose has {uniform:.2f}, and the last four positions "
             "get {local:.0%} where that gives them {plain:.0%}",
             {
@@ -59,7 +59,8 @@ def groups(table: pd.DataFrame, labels: Sequence[str]) -> Sentence | None:
         if kinds:
             facts = {"n": int(counts.sum()), "label": label, "kinds": kinds}
             parts.append(Sentence("of the {n} heads of {label}, {kinds}", facts))
-    return Sentence("By where most of their attention goes: {parts}.", {"parts": tuple(parts)}) if parts else None
+    form = "Grouped by the place that takes half of the attention it could take beyond an even spread: {parts}."
+    return Sentence(form, {"parts": tuple(parts)}) if parts else None
 
 
 def contributions(table: pd.DataFrame, labels: Sequence[str]) -> Sentence | None:
@@ -130,10 +131,14 @@ def change(heads: pd.DataFrame) -> Sentence | None:
         form = "{base} and {other} were compared in {n} heads; no text has a rewording, so there is no floor; "
         return Sentence(form + largest + ".", facts)
     facts |= {"k": int(heads["beyond_floor"].sum()), "shared": float(heads["shared"].mean())}
-    facts |= {"floor": float(heads["floor"].mean())}
+    facts |= {"floor": float(heads["floor"].mean()), "texts": int(heads["texts"].max()), "alike": int(top["alike"])}
     form = (
         "{k} of {n} heads look elsewhere under {other} than under {base} by more than rewording a text makes them, in "
-        "most texts; on average the models differ by {shared:.2g} nats on the words that text and rewording share, and "
-        "rewording changes {floor:.2g}; "
+        "most of {texts:#text/texts}"
+    )
+    form += " that the two read differently ({alike:#other reads/others read} alike)" if facts["alike"] else ""
+    form += (
+        "; on average the models differ by {shared:.2g} nats on the words that text and rewording share, and rewording "
+        "changes {floor:.2g}; "
     )
     return Sentence(form + largest + ".", facts)

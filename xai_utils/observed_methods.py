@@ -12,6 +12,7 @@ from xai_utils.observations import Observation
 from xai_utils.sentences import Sentence
 
 HALF = 0.5
+SHAPLEY = ("shapley", "kernel_shap")  # two ways to one quantity, whose agreement says nothing
 
 
 def highest_words(measured: Measured) -> Sentence | None:
@@ -41,6 +42,7 @@ def closest_methods(measured: Measured) -> Sentence | None:
     if table.empty:
         return None
     rows = table[table["model"].isin(measured.pair) & (table["method_a"] != table["method_b"])]
+    rows = rows[~rows[["method_a", "method_b"]].isin(SHAPLEY).all(axis=1)]
     means = rows.groupby(["method_a", "method_b"])["spearman"].mean().dropna().sort_values()
     if means.empty:
         return None
@@ -50,8 +52,8 @@ def closest_methods(measured: Measured) -> Sentence | None:
         return Sentence("The ranks of {a} and {b} correlate by {high:.2f} on average.", facts)
     facts |= {"c": method_name(low_a), "d": method_name(low_b), "low": means.iloc[0]}
     return Sentence(
-        "Of all methods {a} and {b} rank the words most alike (a rank correlation of {high:.2f} on average), {c} and "
-        "{d} least ({low:.2f}).",
+        "Of all methods that compute different things {a} and {b} rank the words most alike (a rank correlation of "
+        "{high:.2f} on average), {c} and {d} least ({low:.2f}).",
         facts,
     )
 
@@ -67,33 +69,39 @@ def deletion_tests(measured: Measured) -> pd.DataFrame:
 
 
 def faithful(measured: Measured) -> Sentence | None:
-    """The method whose words matter most when they are taken away, a model."""
+    """The method whose words matter most when they are put at the study's first deletion baseline, a model."""
     rows = deletion_tests(measured)
+    rows = rows[rows["deletion"] == measured.study.deletions[0]] if len(rows) else rows
     parts = []
     for label in measured.pair if len(rows) else []:
         means = rows[rows["model"] == label].groupby("method")["comprehensiveness"].mean()
-        if means.empty:
+        ranked = means[means.index.isin(measured.study.methods)]
+        if ranked.empty:
             continue
-        best = rows[(rows["model"] == label) & (rows["method"] == means.idxmax())]
+        best = rows[(rows["model"] == label) & (rows["method"] == ranked.idxmax())]
         facts = {
             "label": label,
-            "method": method_name(str(means.idxmax())),
+            "method": method_name(str(ranked.idxmax())),
             "drop": best["comprehensiveness"].mean(),
             "random": best["comprehensiveness_random"].mean(),
-            "unit": str(best["unit"].iloc[0]),
+            "unit": measured.target_unit,
             "k": int(best["comprehensiveness_beats_random"].sum()),
             "n": len(best),
         }
-        parts.append(
-            Sentence(
-                "under {label} {method}, by {drop:.2f} {unit} against {random:.2f} in random orders, better than "
-                "nearly all of them in {k} of {n:#test/tests}",
-                facts,
-            )
+        form = (
+            "under {label} in that of {method}, by {drop:.2f} {unit} against {random:.2f} in random orders, beyond the "
+            "95th percentile of these in {k} of {n:#test/tests}"
         )
+        if means.idxmax() not in measured.study.methods:
+            form += " (no method does better than {control}, an order by position alone: {most:.2f})"
+            facts |= {"control": method_name(str(means.idxmax())), "most": means.max()}
+        parts.append(Sentence(form.replace("95th", "{level}th"), facts | {"level": 95}))
     if not parts:
         return None
-    return Sentence("Words taken away lower the target most in the order of: {parts}.", {"parts": tuple(parts)})
+    return Sentence(
+        "With words put at {deletion}, the target falls most in one order: {parts}.",
+        {"deletion": measured.study.deletions[0], "parts": tuple(parts)},
+    )
 
 
 def unfaithful(measured: Measured) -> Sentence | None:

@@ -29,6 +29,7 @@ from PIL import Image as Pictures
 from PIL.PngImagePlugin import PngInfo
 
 from xai_utils.attribution import Certificate
+from xai_utils.formats import method_name
 from xai_utils.results import write_whole
 from xai_utils.study import UserError
 
@@ -171,13 +172,15 @@ def select(frame: pd.DataFrame, **where: Any) -> pd.DataFrame:
     return rows
 
 
-def panel(
-    tables: Mapping[str, pd.DataFrame], by: str = "token", title: str = "", axis: str = "score", **where: Any
-) -> Bars:
+MEASURE = {"sensitivity": "standard deviation", "sensitivity_mean": "mean absolute change"}  # all others: a score
+
+
+def panel(tables: Mapping[str, pd.DataFrame], by: str = "token", title: str = "", axis: str = "", **where: Any) -> Bars:
     """The bars of one attribution by `token` or `word`, out of the tables of an Explainer.
 
-    `where` names columns and values that leave one model, text, target, method and baseline. Raises UserError when
-    they leave nothing, or more than one attribution.
+    `where` names columns and values that leave one model, text, target, method and baseline; `axis` says what the bars
+    measure, where it is not what the method says. Raises UserError when they leave nothing, or more than one
+    attribution.
     """
     rows = select(tables["attributions" if by == "token" else "word_scores"], **where)
     keys = [name for name in ("text", "model", "target", "target_text", "method", "baseline", "sink") if name in rows]
@@ -189,8 +192,8 @@ def panel(
     if len(proofs):
         proofs = proofs[(proofs[keys] == first[keys]).all(axis=1)]
     return Bars(
-        title=title or f"{first['method'].replace('_', ' ')} by {by}",
-        axis=f"{axis} ({first['unit']})",
+        title=title or f"{method_name(first['method'])} by {by}",
+        axis=f"{axis or MEASURE.get(first['method'], 'score')} ({first['unit']})",
         labels=tuple(rows[by]),
         scores=rows["score"].to_numpy(float),
         errors=rows["error"].to_numpy(float),

@@ -258,7 +258,11 @@ def rollout_drift(drift: pd.DataFrame, title: str = "") -> Figure:
 
 def divergence_map(change: pd.DataFrame, title: str = "") -> Figure:
     """What an adaptation changed, head by head: divergence, its floor, and a dot on every head that is beyond it."""
-    panels = {"divergence": "between the models, all words", "shared": "on shared words", "floor": "floor: rewordings"}
+    panels = {
+        "divergence": "models, all words (nats)",
+        "shared": "on shared words (nats)",
+        "floor": "rewordings (nats)",
+    }
     shown = {name: text for name, text in panels.items() if change[name].notna().any()}
     top = max(float(np.nanmax(change[list(shown)].to_numpy(float))), 1e-9)
     layers, heads = _by_head(change, "divergence").shape
@@ -271,7 +275,7 @@ def divergence_map(change: pd.DataFrame, title: str = "") -> Figure:
             beyond = change[change["beyond_floor"].fillna(False).astype(bool)]
             if column == "shared":
                 axes.plot(beyond["head"], beyond["layer"], "o", color=OPPOSES, markersize=3.5)
-                axes.set_title(f"{name}\n● beyond the floor", fontsize=8.5)
+                axes.set_title(f"{name}\n" + ("● beyond the floor" if len(beyond) else "none beyond it"), fontsize=8.5)
         fig.suptitle(_title(title, width), x=0.01, ha="left")
     return fig
 

@@ -156,7 +156,9 @@ def differences(difference: pd.DataFrame, title: str = "") -> Figure:
                 back: dict[str, Any] = (
                     {} if counts else {"bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}}
                 )
-                said = f"{readable(str(row.word), 12)}\n{row.difference:+.2f}"
+                word = readable(str(row.word), 12)
+                word = word if any(map(str.isalnum, word)) else f"“{word}”"  # a lone comma is hardly seen
+                said = f"{word}\n{round(row.difference, 2) + 0.0:+.2f}"
                 axes.text(column + 0.5, place + 0.5, said, ha="center", va="center", fontsize=7, color=ink, **back)
         axes.set(xlim=(0, width), ylim=(len(lines), 0), xticks=[])
         axes.set_yticks(np.arange(len(lines)) + 0.5, [readable(text) for text in texts])

@@ -16,8 +16,8 @@ from xai_utils.measured import IG, Measured
 
 PLACE = ["text", "model"]
 COLUMNS = (
-    *("study", "question", "base", "other", "asked", "mean_base", "mean_other", "n", "difference", "low", "high"),
-    *("p", "dz", "p_adjusted", "verdict"),
+    *("study", "question", "base", "other", "asked", "mean_base", "mean_other", "n", "changed", "difference"),
+    *("low", "high", "p", "dz", "p_adjusted", "verdict"),
 )
 
 
@@ -26,11 +26,6 @@ def answer(measured: Measured) -> pd.Series:
     rows = measured.chosen("certificates", IG)
     rows = rows[rows["target"] == "logprob"]
     return (rows["f_input"] / rows["target_text"].str.len().clip(lower=1)).groupby([rows[c] for c in PLACE]).first()
-
-
-def tokens(measured: Measured) -> pd.Series:
-    """Tokens a word."""
-    return measured.table("tokenization").groupby(PLACE)["tokens_per_word"].first()
 
 
 def _spread(measured: Measured, kind: str) -> pd.Series:
@@ -85,7 +80,6 @@ def agreement(measured: Measured) -> pd.Series:
 
 QUESTIONS: dict[str, tuple[str, Callable[[Measured], pd.Series]]] = {
     "answer": ("log-probability of the answer, nats a character", answer),
-    "tokens": ("tokens a word", tokens),
     "entropy": ("evenness of importance over words (entropy, 1 is even)", entropy),
     "gini": ("concentration of importance on few words (Gini, 0 is even)", gini),
     "negative": ("share of negative importance", negative),

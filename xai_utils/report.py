@@ -171,7 +171,7 @@ def tables(found: Measured) -> dict[str, pd.DataFrame]:
         "settings": settings_table(found),
         "differences": differences_table(found),
         "questions": questions_table(found),
-        "leaderboard": found.table("leaderboard"),
+        "leaderboard": leaderboard_table(found),
         "agreement": agreement_table(found),
     }
 
@@ -198,7 +198,8 @@ def quality_table(found: Measured) -> pd.DataFrame:
         return table
     columns = ["language", "model", "tokens_per_word", "tokens_of_base", "bits_per_character"]
     rows = table[(table["label"] == found.adapted) & (table["kind"] == "all")]
-    return rows[[*columns, "bits_per_character_of_base"]].sort_values("language", ascending=False, kind="stable")
+    rows = rows[[*columns, "bits_per_character_of_base"]].sort_values("language", ascending=False, kind="stable")
+    return rows.rename(columns=lambda name: str(name).replace("_of_base", ", over the base's"))
 
 
 def samples_table(found: Measured) -> pd.DataFrame:
@@ -211,8 +212,14 @@ def samples_table(found: Measured) -> pd.DataFrame:
 
 
 def texts_table(found: Measured) -> pd.DataFrame:
+    """The texts, with the log-probability of the answer (or whatever is explained) under the pair."""
     columns = ("id", "language", "group", "text", "answer")
-    return pd.DataFrame([{name: getattr(text, name) for name in columns} for text in found.study.texts])
+    table = pd.DataFrame([{name: getattr(text, name) for name in columns} for text in found.study.texts])
+    rows = found.chosen("certificates", IG)
+    for label in found.pair if len(rows) else []:
+        value = rows[rows["model"] == label].set_index("text")["f_input"]
+        table[f"target under {label}"] = table["id"].map(value)
+    return table
 
 
 def methods_table(found: Measured) -> pd.DataFrame:
@@ -223,9 +230,11 @@ def methods_table(found: Measured) -> pd.DataFrame:
 
 def settings_table(found: Measured) -> pd.DataFrame:
     study = found.study
-    names = ["prefix", "target", "baseline", "keep_sink", "tolerance", "budget"]
+    names = ["prefix", "target", "baseline", "baselines", "deletions", "keep_sink", "tolerance", "budget"]
     names += ["max_tokens", "normalisation", "steps", "draws", "sigma", "seed"]
-    return pd.DataFrame([{"setting": name.replace("_", " "), "value": str(getattr(study, name))} for name in names])
+    values = {name: getattr(study, name) for name in names}
+    shown = {name: ", ".join(value) if isinstance(value, tuple) else str(value) for name, value in values.items()}
+    return pd.DataFrame([{"setting": name.replace("_", " "), "value": value} for name, value in shown.items()])
 
 
 def differences_table(found: Measured) -> pd.DataFrame:
@@ -236,13 +245,22 @@ def differences_table(found: Measured) -> pd.DataFrame:
     rows = rows.assign(counts=observations.real(rows), size=rows["difference"].abs())
     rows = rows.sort_values(["counts", "size"], ascending=False, kind="stable").head(LARGEST)
     columns = ["text", "word", "pieces_base", "pieces_other", "score_base", "score_other", "difference", "floor"]
-    return rows[[*columns, "counts"]]
+    return rows[[*columns, "difference_low", "difference_high", "counts"]]
 
 
 def questions_table(found: Measured) -> pd.DataFrame:
     table = found.table("questions")
-    columns = ["asked", "other", "n", "mean_base", "mean_other", "difference", "low", "high", "dz", "p_adjusted"]
-    return table[[*columns, "verdict"]] if len(table) else table
+    columns = ["asked", "other", "n", "changed", "mean_base", "mean_other", "difference", "low", "high", "dz"]
+    return table[[*columns, "p_adjusted", "verdict"]] if len(table) else table
+
+
+def leaderboard_table(found: Measured) -> pd.DataFrame:
+    """The deletion tests, without columns that say the same in every row."""
+    table = found.table("leaderboard")
+    if table.empty:
+        return table
+    named = table.assign(method=table["method"].map(method_name))
+    return named.drop(columns=["study", "role", "texts", "baseline", "sink"])
 
 
 def agreement_table(found: Measured) -> pd.DataFrame:
@@ -252,7 +270,8 @@ def agreement_table(found: Measured) -> pd.DataFrame:
         return table
     means = table.groupby(["method_a", "method_b", "model"], sort=False)[["spearman", "top_k_overlap"]].mean()
     named = means.rename(columns={"spearman": "rank correlation", "top_k_overlap": "overlap of the highest"})
-    return named.reset_index().replace({"method_a": "_", "method_b": "_"}, " ", regex=True)
+    both = named.reset_index()
+    return both.assign(method_a=both["method_a"].map(method_name), method_b=both["method_b"].map(method_name))
 
 
 def verdict_table(found: Measured) -> pd.DataFrame:

@@ -90,7 +90,7 @@ def test_maps_by_layer_and_head_show_means_over_texts():
     rows = []
     for seed in (0, 1):
         numbers = {name: value.numpy() for name, value in statistics(random_causal(6, 9, seed=seed)).items()}
-        rows.append(pd.DataFrame({"layer": [0, 0, 0, 1, 1, 1], "head": [0, 1, 2] * 2, **numbers}))
+        rows.append(pd.DataFrame({"model": "m", "layer": [0, 0, 0, 1, 1, 1], "head": [0, 1, 2] * 2, **numbers}))
     fig = plots_attention.head_maps(pd.concat(rows), title="What heads do")
     shown = texts_inside(fig)
     assert set(plots_attention.NAMES.values()) <= set(shown)
@@ -98,8 +98,18 @@ def test_maps_by_layer_and_head_show_means_over_texts():
     np.testing.assert_allclose(images(fig)[1], expected, rtol=1e-6)
 
 
+def test_maps_of_two_models_have_one_scale():
+    table = pd.DataFrame({"model": ["a", "a", "b"], "layer": 0, "head": [0, 1, 0], "entropy": [1.0, 0.5, 2.0]})
+    own = table[table["model"] == "a"]
+    for among, top in ((None, 1.0), (table, 2.0)):
+        fig = plots_attention.head_maps(own, {"entropy": "entropy (nats)"}, among=among)
+        assert fig.axes[0].images[0].norm.vmax == top
+
+
 def test_a_statistic_that_is_not_known_is_grey_and_no_error():
-    table = pd.DataFrame({"layer": [0, 0], "head": [0, 1], "norm_sink": [np.nan, np.nan], "sink": [0.5, 0.25]})
+    table = pd.DataFrame(
+        {"model": "m", "layer": [0, 0], "head": [0, 1], "norm_sink": [np.nan, np.nan], "sink": [0.5, 0.25]}
+    )
     fig = plots_attention.head_maps(table, {"sink": "weight", "norm_sink": "moved"})
     texts_inside(fig)
     assert images(fig)[1].mask.all()

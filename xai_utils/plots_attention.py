@@ -172,11 +172,15 @@ def _by_head(table: pd.DataFrame, column: str) -> Float[np.ndarray, "layer head"
     return table.pivot_table(column, "layer", "head", dropna=False).to_numpy(float)
 
 
-def head_maps(table: pd.DataFrame, columns: Mapping[str, str] | None = None, title: str = "") -> Figure:
+def head_maps(
+    table: pd.DataFrame, columns: Mapping[str, str] | None = None, title: str = "", among: pd.DataFrame | None = None
+) -> Figure:
     """Maps layer x head of columns of `attention_heads` (name -> what it is), of one model, means over its texts.
 
-    A head's colour is read off the bar below its map; columns in the same unit of mass share the range 0 to 1.
+    A head's colour is read off the bar below its map. Columns in the same unit of mass share the range 0 to 1; the
+    others end at the largest value in `among`, which holds all models whose maps are to be compared.
     """
+    among = table if among is None else among
     columns = columns or NAMES
     shape = _by_head(table, next(iter(columns))).shape
     cell = min(0.2, 6.0 / shape[1])
@@ -190,7 +194,9 @@ def head_maps(table: pd.DataFrame, columns: Mapping[str, str] | None = None, tit
         for axes, (column, name) in zip(panels, columns.items(), strict=False):
             values = _by_head(table, column)
             mass = not column.endswith(("entropy", "distance"))
-            norm = Normalize(0, 1 if mass else max(np.nanmax(values, initial=0.0), 1e-9))
+            means = among.groupby(["model", "layer", "head"])[column].mean()
+            top = 1.0 if mass else max(np.nanmax(means, initial=0.0), 1e-9)
+            norm = Normalize(0, top)
             _layers_and_heads(axes, values, _blues(), norm, name, fig)
         for axes in panels[len(columns) :]:
             axes.remove()

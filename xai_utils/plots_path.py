@@ -135,6 +135,7 @@ def _draw_path(axes: Axes, view: PathView) -> None:
 def _draw_pieces(axes: Axes, view: PathView) -> None:
     lengths, missed = np.diff(view.edges), [max(abs(piece.residual), 1e-12) for piece in view.pieces]
     axes.stairs(missed, view.edges, fill=True, color=NOTHING)
+    axes.plot(view.edges[:-1] + lengths / 2, missed, ".", color=INK, markersize=3)  # a short piece has no width to see
     axes.set_yscale("log")
     axes.set_ylim(bottom=max(min(missed), max(missed) * 1e-6) / 2)
     axes.set_ylabel(f"error ({view.unit})")

@@ -1,5 +1,6 @@
 """The long studies on tiny models, and their tables and sentences on tables made by hand."""
 
+import functools
 import inspect
 import math
 
@@ -309,6 +310,30 @@ def test_the_chosen_methods_are_held_to_a_mark(gradients, ablation, reached):
     assert f"in 88% of the cases and beyond the percentile in 62%: {reached} of these 4 are." in said
 
 
+def test_randomised_weights_are_published_with_their_interval(tiny, monkeypatch):
+    folder, _ = tiny
+    small, texts = evidence.load_study, load_study(evidence.DEFAULT).texts[:3]
+    monkeypatch.setattr(evidence, "load_study", lambda name: small(name).model_copy(update={"texts": texts}))
+    monkeypatch.setattr(evidence, "SANE", ("ablation", "attention"))
+    summary = evidence.run("sanity", folder=folder)
+    table = evidence.read(folder)["sanity"]
+    assert table[["model", "method"]].drop_duplicates().to_numpy().tolist() == [
+        ["base", "ablation"], ["base", "attention"], ["twin", "ablation"], ["twin", "attention"],
+    ]  # fmt: skip
+    assert table["share"].max() == 1
+    line = table[(table["share"] == 1) & (table["method"] == "ablation")].iloc[0]
+    text = summary.read_text(encoding="utf-8")
+    assert f"ablation under base {line['correlation']:+.2f}" in text and "drawn anew in all layers" in text
+
+    @functools.wraps(evidence.randomisation)
+    def refuse(*_, **__):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(evidence, "randomisation", refuse)
+    evidence.run("sanity", folder=folder)
+    assert evidence.read(folder)["sanity"].equals(table)
+
+
 def test_the_corpus_study_answers_its_questions(tiny):
     folder, computed = tiny
     summary = evidence.run("corpus", folder=folder)
@@ -335,7 +360,7 @@ def test_fewer_pairs_are_a_smaller_study(tiny):
 
 
 def test_an_unknown_part_is_an_error():
-    with pytest.raises(UserError, match="--only corpora: expected baselines, methods, corpus"):
+    with pytest.raises(UserError, match="--only corpora: expected baselines, methods, sanity, corpus"):
         evidence.run("corpora")
 
 

@@ -1,11 +1,14 @@
 """Randomised weights: the model stays as it was, the copy does not, and pooled ranks are what they say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from tests.tiny import tiny_case, tiny_loaded
+from xai_utils.gradients import integrated_gradients
 from xai_utils.perturbation import ablation
 from xai_utils.sanity import layers, pooled_correlation, randomisation, randomised
 from xai_utils.study import UserError
@@ -83,6 +86,20 @@ def test_the_table():
     assert table["layers"].tolist() == [1, 2, 4] and table["share"].tolist() == [0.25, 0.5, 1]
     assert (table["texts"] == 3).all() and (table["words"] == 5 + 10 + 6).all()
     assert (table["low"] <= table["correlation"]).all() and (table["correlation"] <= table["high"]).all()
+
+
+def test_what_did_not_converge_takes_no_part():
+    model = tiny_loaded(num_hidden_layers=4)
+    cases = [tiny_case(model, text) for text in TEXTS]
+
+    def doubtful(model, case, target):
+        found = integrated_gradients(model, case, target, tolerance=0.5, budget=100)
+        verdict = replace(found.certificate, bound=0.0 if case.text == TEXTS[1] else 9.0, token_error=0.0)
+        return replace(found, certificate=verdict)
+
+    table = randomisation(model, cases, doubtful, "ig", [4])
+    assert (table["texts"].item(), table["words"].item()) == (1, 10)
+    assert -1 <= table["correlation"].item() <= 1
 
 
 def test_what_reads_the_text_alone_survives_and_what_reads_the_model_does_not():

@@ -6,8 +6,10 @@ is there. `make report` reads the published tables and never runs this.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,22 @@ from xai_utils.comparison import deletion_tests
 from xai_utils.evidence_sentences import said
 from xai_utils.explain import METHODS, Explainer
 from xai_utils.formats import method_name, to_markdown
+from xai_utils.jobs import code_version
 from xai_utils.measured import IG
 from xai_utils.results import provenance, rounded, write_text, write_whole
+from xai_utils.sanity import randomisation
 from xai_utils.study import ROOT, Study, TextEntry, UserError, load_study
 
 FOLDER = ROOT / "report" / "evidence"
 DEFAULT, FURTHER, CORPUS = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus"))
-PARTS = ("baselines", "methods", "corpus")
+PARTS = ("baselines", "methods", "sanity", "corpus")
 
 SEQUENCES = 4  # of random tokens, for the sampled baseline
 TRIED = ("zero", "mean", "eos", "space")  # on all texts, beside the study's own
 LIMIT = 200  # gradient evaluations for baselines that are only tried
 MOVED_TEXTS = 4  # texts, the first of both studies by turns, on which every position is moved, or draws are averaged
+SANE = (IG, "input_x_gradient", "ablation", "attention", "rollout")  # methods, some of each family
+ROUGH = {"tolerance": 0.05, "budget": 200}  # of integrated gradients there: enough for ranks
 SUBSET = 1  # pairs of every group for the other baselines and the controls
 MOVED_PAIRS = 2  # pairs of every group for the run that moves the sink
 MOVED_BASELINE = "mean"  # the only one that certifies when every position is moved (baselines.csv)
@@ -47,6 +53,8 @@ def run(only: str | None = None, pairs: int | None = None, folder: Path = FOLDER
         run_baselines(Explainer(joined(load_study(DEFAULT), load_study(FURTHER))), folder)
     if only in (None, "methods"):
         run_methods(Explainer(moved_to(load_study(DEFAULT), load_study(FURTHER))), folder)
+    if only in (None, "sanity"):
+        run_sanity(Explainer(load_study(DEFAULT)), folder)
     if only in (None, "corpus"):
         run_corpus(Explainer(first_texts(load_study(CORPUS), pairs)), folder)
     return summarise(folder)
@@ -144,6 +152,35 @@ def run_methods(book: Explainer, folder: Path) -> None:
     summarise(folder)
 
 
+# ---- sanity
+
+
+def run_sanity(book: Explainer, folder: Path) -> None:
+    """Whether a ranking of words survives weights drawn anew from the top, on the published texts and pair."""
+    found = []
+    for label in roles(book.study)[0]:
+        for name in SANE:
+            announce(f"sanity: {name} under {label} with layers drawn anew")
+            found.append(sanity_of(book, label, name))
+            publish(pd.concat(found, ignore_index=True), "sanity", folder)
+            summarise(folder)
+    publish(provenance(book.study, book.models.values()), "sanity_provenance", folder)
+
+
+def sanity_of(book: Explainer, label: str, method: str) -> pd.DataFrame:
+    """Table `sanity` of one method and model, from the cache where it is there."""
+    study, model = book.study, book.models[label]
+    cases = [(book.case(label, entry.id), book.target(label, entry.id)) for entry in study.texts]
+    settings = {name: ROUGH.get(name, value) for name, value in book.settings(method).items()}
+    function = METHODS[method].function
+    key = [method, settings, study.seed, [(case.ids, target.ids) for case, target in cases]]
+    file = book.cache_file(model, *cases[0], randomisation, key + [code_version(function.__module__)])
+    if not file.exists():
+        table = randomisation(model, cases, partial(function, **settings), method, seed=study.seed)
+        write_text(file, table.to_json(orient="records", double_precision=15))
+    return pd.DataFrame(json.loads(file.read_text(encoding="utf-8")))
+
+
 # ---- corpus
 
 
@@ -207,6 +244,7 @@ def read(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
 
 
 SHOWN = {
+    "sanity": ["model", "method", "layers", "share", "texts", "words", "correlation", "low", "high"],
     "methods": ["method", "family", "deletion", "cases", "mean_rank", "comprehensiveness_gain", "sufficiency_gain"]
     + ["comprehensiveness_above_mean", "comprehensiveness_beats_random"],
     "baselines": ["baseline", "sink", "cases", "budget", "certified", "certified_within", "evaluations_median"]

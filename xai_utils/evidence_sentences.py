@@ -247,11 +247,37 @@ def controls(tables: Tables) -> Sentence | None:
     return Sentence("Beyond the floor and with a stable sign differ from the base: {parts}.", {"parts": parts})
 
 
+def randomised(tables: Tables) -> Sentence | None:
+    """What becomes of a method's ranking when all layers are drawn anew: nothing of the true one should be left."""
+    table = _table(tables, "sanity")
+    if table.empty:
+        return None
+    rows = table[table["share"] == table["share"].max()].dropna(subset=["correlation", "low", "high"])
+    if rows.empty:
+        return None
+    parts = tuple(
+        Sentence(
+            "{method} under {model} {correlation:+.2f} ({low:+.2f} to {high:+.2f})",
+            {"method": method_name(row.method), "model": row.model, "correlation": row.correlation}
+            | {"low": row.low, "high": row.high},
+        )
+        for row in rows.itertuples()
+    )
+    survive = int((rows["low"] > 0).sum())
+    form = (
+        "Rank correlation of the words' scores with those under weights drawn anew in all layers, with its interval "
+        "over texts: {parts}; "
+    )
+    form += "{survive} of {n} stay above zero, as if the text alone made them." if survive else "none stays above zero."
+    return Sentence(form, {"parts": parts, "n": len(parts)} | ({"survive": survive} if survive else {}))
+
+
 SINGLE: tuple[Callable[[Tables], Sentence | None], ...] = (
     default_baseline,
     published_setting,
     ranks,
     best_methods,
+    randomised,
     unproven,
     controls,
     turned,
@@ -267,7 +293,7 @@ def said(tables: Tables) -> dict[str, list[Sentence]]:
 
     return {
         "Baselines": of("default_baseline", "published_setting", "ranks"),
-        "Methods": of("best_methods"),
+        "Methods": of("best_methods", "randomised"),
         "The original's claims": corpus_claims(tables) + of("turned"),
         "Other findings": corpus_findings(tables) + of("controls", "unproven"),
     }

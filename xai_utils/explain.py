@@ -152,10 +152,13 @@ class Explainer:
     def _method(self, method: str, label: str, text: str, target: str | None, settings: Mapping[str, Any]) -> Job:
         return self._explaining(method, self.case(label, text), self.target(label, text, target), settings)
 
-    def _explaining(self, method: str, case: Case, goal: Target, settings: Mapping[str, Any]) -> Job:
+    def settings(self, method: str) -> dict[str, Any]:
+        """A method's keyword-only settings: those that its line of the table fixes, and the study's for the others."""
         line = method_named(method)
-        chosen = {name: getattr(self.study, name) for name in line.settings if hasattr(self.study, name)}
-        return self._job(method, line.function, case, goal, chosen | line.fixed | dict(settings))
+        return {name: getattr(self.study, name) for name in line.settings if hasattr(self.study, name)} | line.fixed
+
+    def _explaining(self, method: str, case: Case, goal: Target, settings: Mapping[str, Any]) -> Job:
+        return self._job(method, METHODS[method].function, case, goal, self.settings(method) | dict(settings))
 
     def job(
         self,

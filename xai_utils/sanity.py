@@ -82,7 +82,7 @@ def randomisation(
 
     Columns: study, model, role, method, layers (randomised), share (of all layers), texts, words, correlation (pooled
     over texts) and its bootstrap 95 % interval over texts, low and high. The default stages are one layer, a quarter,
-    half, and all of them. The correlation should fall towards 0.
+    half, and all of them. The correlation should fall towards 0. Scores that did not converge take no part.
     """
     count = len(layers(model.model))
     stages = stages or sorted({1, -(-count // 4), -(-count // 2), count})
@@ -94,10 +94,11 @@ def randomisation(
             for before, (case, target) in zip(true, cases, strict=True)
         ]
         correlation, low, high = pooled_correlation(pairs, seed)
+        shared = [known for known in (int((~np.isnan(a) & ~np.isnan(b)).sum()) for a, b in pairs) if known]
         keys = {"study": cases[0][0].study, "model": model.label, "role": model.role, "method": name}
         rows.append(
             keys
-            | {"layers": stage, "share": stage / count, "texts": len(pairs), "words": sum(len(a) for a, _ in pairs)}
+            | {"layers": stage, "share": stage / count, "texts": len(shared), "words": sum(shared)}
             | {"correlation": correlation, "low": low, "high": high}
         )
     return pd.DataFrame(rows)
@@ -135,4 +136,6 @@ def _moments(a: Scores, b: Scores) -> tuple[float, float, float]:
 
 
 def _words(found: Attribution, case: Case) -> Scores:
-    return found.word_scores[[unit.is_word for unit in units(case)]]
+    """A score a word; none of them known where the attribution did not converge."""
+    scores = found.word_scores[[unit.is_word for unit in units(case)]]
+    return scores if found.certified else np.full_like(scores, np.nan)

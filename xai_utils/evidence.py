@@ -7,6 +7,7 @@ is there. `make report` reads the published tables and never runs this.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -23,7 +24,7 @@ from xai_utils.formats import method_name, to_markdown
 from xai_utils.jobs import code_version
 from xai_utils.measured import IG
 from xai_utils.results import provenance, rounded, write_text, write_whole
-from xai_utils.sanity import randomisation
+from xai_utils.sanity import layers, randomisation
 from xai_utils.study import ROOT, Study, TextEntry, UserError, load_study
 
 FOLDER = ROOT / "report" / "evidence"
@@ -35,7 +36,8 @@ TRIED = ("zero", "mean", "eos", "space")  # on all texts, beside the study's own
 LIMIT = 200  # gradient evaluations for baselines that are only tried
 MOVED_TEXTS = 4  # texts, the first of both studies by turns, on which every position is moved, or draws are averaged
 SANE = (IG, "input_x_gradient", "ablation", "attention", "rollout")  # methods, some of each family
-ROUGH = {"tolerance": 0.05, "budget": 200}  # of integrated gradients there: enough for ranks
+ROUGH = {"tolerance": 0.1, "budget": 100}  # of integrated gradients there: enough for ranks
+DRAWN = (0.25, 1.0)  # shares of the layers that are drawn anew, from the top
 SUBSET = 1  # pairs of every group for the other baselines and the controls
 MOVED_PAIRS = 2  # pairs of every group for the run that moves the sink
 MOVED_BASELINE = "mean"  # the only one that certifies when every position is moved (baselines.csv)
@@ -173,10 +175,11 @@ def sanity_of(book: Explainer, label: str, method: str) -> pd.DataFrame:
     cases = [(book.case(label, entry.id), book.target(label, entry.id)) for entry in study.texts]
     settings = {name: ROUGH.get(name, value) for name, value in book.settings(method).items()}
     function = METHODS[method].function
-    key = [method, settings, study.seed, [(case.ids, target.ids) for case, target in cases]]
+    stages = [math.ceil(share * len(layers(model.model))) for share in DRAWN]
+    key = [method, settings, stages, study.seed, [(case.ids, target.ids) for case, target in cases]]
     file = book.cache_file(model, *cases[0], randomisation, key + [code_version(function.__module__)])
     if not file.exists():
-        table = randomisation(model, cases, partial(function, **settings), method, seed=study.seed)
+        table = randomisation(model, cases, partial(function, **settings), method, stages, study.seed)
         write_text(file, table.to_json(orient="records", double_precision=15))
     return pd.DataFrame(json.loads(file.read_text(encoding="utf-8")))
 

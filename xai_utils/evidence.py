@@ -10,22 +10,25 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from xai_utils import evidence_tables as tables_of
+from xai_utils.attribution import Attribution
 from xai_utils.comparison import deletion_tests
 from xai_utils.evidence_sentences import said
 from xai_utils.explain import METHODS, Explainer
 from xai_utils.formats import method_name, to_markdown
 from xai_utils.jobs import code_version
 from xai_utils.measured import IG
+from xai_utils.models import LoadedModel
 from xai_utils.results import provenance, rounded, write_text, write_whole
 from xai_utils.sanity import layers, randomisation
 from xai_utils.study import ROOT, Study, TextEntry, UserError, load_study
+from xai_utils.target import Target
+from xai_utils.text import Case
 
 FOLDER = ROOT / "report" / "evidence"
 DEFAULT, FURTHER, CORPUS = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus"))
@@ -36,7 +39,7 @@ TRIED = ("zero", "mean", "eos", "space")  # on all texts, beside the study's own
 LIMIT = 200  # gradient evaluations for baselines that are only tried
 MOVED_TEXTS = 4  # texts, the first of both studies by turns, on which every position is moved, or draws are averaged
 SANE = (IG, "input_x_gradient", "ablation", "attention", "rollout")  # methods, some of each family
-ROUGH = {"tolerance": 0.1, "budget": 100}  # of integrated gradients there: enough for ranks
+ROUGH = {"tolerance": 0.1, "budget": 500}  # of integrated gradients under such weights: enough for ranks
 DRAWN = (0.25, 1.0)  # shares of the layers that are drawn anew, from the top
 SUBSET = 1  # pairs of every group for the other baselines and the controls
 MOVED_PAIRS = 2  # pairs of every group for the run that moves the sink
@@ -170,16 +173,21 @@ def run_sanity(book: Explainer, folder: Path) -> None:
 
 
 def sanity_of(book: Explainer, label: str, method: str) -> pd.DataFrame:
-    """Table `sanity` of one method and model, from the cache where it is there."""
-    study, model = book.study, book.models[label]
+    """Table `sanity` of one method and model, cached; the true scores are those that the study publishes."""
+    study, model, function = book.study, book.models[label], METHODS[method].function
     cases = [(book.case(label, entry.id), book.target(label, entry.id)) for entry in study.texts]
     settings = {name: ROUGH.get(name, value) for name, value in book.settings(method).items()}
-    function = METHODS[method].function
+
+    def explain(asked: LoadedModel, case: Case, target: Target) -> Attribution:
+        return (
+            book.attribute(label, case.text_id, method) if asked is model else function(asked, case, target, **settings)
+        )
+
     stages = [math.ceil(share * len(layers(model.model))) for share in DRAWN]
     key = [method, settings, stages, study.seed, [(case.ids, target.ids) for case, target in cases]]
     file = book.cache_file(model, *cases[0], randomisation, key + [code_version(function.__module__)])
     if not file.exists():
-        table = randomisation(model, cases, partial(function, **settings), method, stages, study.seed)
+        table = randomisation(model, cases, explain, method, stages, study.seed)
         write_text(file, table.to_json(orient="records", double_precision=15))
     return pd.DataFrame(json.loads(file.read_text(encoding="utf-8")))
 

@@ -228,7 +228,8 @@ def test_attention_in_its_notebook(browser, lab, book):
 
 def test_all_explorers_in_their_notebook(browser, lab, book):
     case = {"text": book.study.texts[0].text, "answer": book.study.texts[0].answer}
-    setting = {"model": "base", "method": "integrated_gradients", "baseline": "mean", "keep_sink": True}
+    setting = {"model": "base", "method": "integrated_gradients", "keep_sink": True}
+    setting["baseline"] = book.study.baseline
     with opened(browser, lab, "06_explorer.ipynb") as page:
         line = page.locator(EXPLORER).get_by_role("status")
         first = sees(page, views.scores(book, **case, **setting))
@@ -259,6 +260,7 @@ def test_all_explorers_in_their_notebook(browser, lab, book):
         typed(page, "Text", MARKUP)
         chosen(page, "Method", "ablation")
         pair = {"base": "base", "other": "twin", "method": "ablation", "answer": case["answer"]}
+        pair["baseline"] = book.study.baseline
         sees(page, views.comparison(book, text=MARKUP, **pair))
 
 

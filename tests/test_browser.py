@@ -272,7 +272,7 @@ def a_bad_text_is_one_line(page, line):
 
 def stop_stops(page, line, most):
     """Shapley values of a long text would take minutes."""
-    chosen(page, "Method", "shapley")
+    chosen(page, "Method", "Shapley values")
     stop = page.locator(EXPLORER).get_by_role("button", name="Stop")
     expect(stop).to_be_enabled()
     expect(page.locator(f"{EXPLORER} .progress-bar")).not_to_have_attribute("style", re.compile("width: 0%"))

@@ -204,6 +204,15 @@ def test_cut_texts_are_named(pair):
     assert str(limits.truncated(cut)) == "1 text was cut to 128 tokens: “bird” under base by 7 tokens."
 
 
+def test_the_score_of_white_space_is_named(pair):
+    assert limits.outside_words(pair) is None
+    scores = pair.table("word_scores")
+    space = scores[(scores["text"] == "bird") & (scores["model"] == "base")].head(1)
+    space = space.assign(word=" ", is_word=False, score=-2.5943)
+    found = replace(pair, tables={**pair.tables, "word_scores": pd.concat([scores, space], ignore_index=True)})
+    assert str(limits.outside_words(found)).endswith("left out of the comparison: -2.59 nats on “bird” under base.")
+
+
 def test_what_the_checkpoint_gained_is_read_from_its_own_table(pair):
     rows = [("trained", "ru", 0.4, 0.7), ("trained", "en", 1.0, 1.012), ("untrained", "ru", 0.4, 1.5)]
     columns = ["model", "language", "tokens_of_base", "bits_per_character_of_base"]

@@ -89,7 +89,25 @@ def unlikely_answers(found: Measured) -> Sentence | None:
     )
 
 
-ASKED = (one_model, extent, certificates, truncated, no_controls, given_answers, unlikely_answers)
+def outside_words(found: Measured) -> Sentence | None:
+    """White space that is a token of its own has a score, and no word on which two models could be compared."""
+    if found.adapted is None:
+        return None
+    rows = found.chosen("word_scores", IG)
+    rows = rows[~rows["is_word"].astype(bool) & rows["score"].notna()] if len(rows) else rows
+    if rows.empty:
+        return None
+    cases = tuple(
+        Sentence(
+            "{total:+.2f} {unit} on “{text}” under {label}",
+            {"total": part["score"].sum(), "unit": part["unit"].iloc[0], "text": text, "label": label},
+        )
+        for (text, label), part in rows.groupby(["text", "model"], sort=False)
+    )
+    return Sentence("Tokens that belong to no word (white space, special ones) are left out of the comparison: {cases}.", {"cases": cases})
+
+
+ASKED = (one_model, extent, certificates, truncated, no_controls, outside_words, given_answers, unlikely_answers)
 
 
 def limits(found: Measured) -> list[Sentence]:

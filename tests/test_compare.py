@@ -1,5 +1,6 @@
 """Differences with their floor, and tests over texts, against other ways of computing them."""
 
+import itertools
 import math
 
 import numpy as np
@@ -159,11 +160,30 @@ def test_paired_test_is_scipy_s():
     found = paired_test(base, other, seed=5)
     change = other - base
     assert found["n"] == 20 and found["difference"] == pytest.approx(change.mean())
-    assert found["p"] == stats.wilcoxon(other, base).pvalue
+    assert found["p"] == pytest.approx(stats.ttest_rel(other, base).pvalue, abs=0.01)
     assert found["dz"] * math.sqrt(20) == pytest.approx(stats.ttest_rel(other, base).statistic)
     again = stats.bootstrap((change,), np.mean, rng=np.random.default_rng(5)).confidence_interval
     assert (found["low"], found["high"]) == (again.low, again.high)
     assert found["low"] < 0.4 < found["high"]
+
+
+def test_paired_test_is_the_share_of_all_flips():
+    change = np.array([0.3, -0.1, 0.5, 0.2, 0.0, 0.4])
+    flips = np.array(list(itertools.product([1, -1], repeat=6))) @ change
+    share = (np.abs(flips) >= change.sum() - 1e-12).mean()
+    assert paired_test(np.zeros(6), change)["p"] == pytest.approx(share)
+
+
+def test_one_outlier_does_not_turn_a_finding_round():
+    change = np.array([0.02] * 29 + [-5.0])  # 29 of 30 rose, the mean fell
+    found = paired_test(np.zeros(30), change)
+    assert found["difference"] < 0 and found["p"] > 0.05
+
+
+def test_what_lies_within_the_resolution_is_no_change():
+    found = paired_test(np.zeros(6), [0.004, -0.003, 0.002, 0.3, 0.2, 0.4], resolution=0.01)
+    assert found["changed"] == 3 and found["difference"] == pytest.approx(0.9 / 6)
+    assert found["p"] == paired_test(np.zeros(3), [0.3, 0.2, 0.4])["p"] == 0.25
 
 
 def test_paired_test_drops_texts_that_one_model_lacks():
@@ -174,7 +194,7 @@ def test_paired_test_without_a_change_and_with_one_and_the_same():
     none = paired_test([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     assert (none["p"], none["dz"], none["low"], none["high"]) == (1.0, 0.0, 0.0, 0.0)
     same = paired_test(np.zeros(8), np.ones(8))
-    assert same["p"] == stats.wilcoxon(np.ones(8)).pvalue < 0.05
+    assert same["p"] == 2 / 2**8 == stats.wilcoxon(np.ones(8)).pvalue
     assert (same["dz"], same["low"], same["high"]) == (math.inf, 1.0, 1.0)
     single = paired_test([1.0], [2.0])
     assert single["n"] == 1 and single["p"] == 1.0 and math.isnan(single["low"])

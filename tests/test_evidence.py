@@ -139,7 +139,7 @@ def test_measures_against_what_a_hand_computes():
     assert found["other_marks", "t2", "a"] == pytest.approx(row[3] / np.abs(row).sum())
     assert found["question_mark_ablation", "t2", "a"] == pytest.approx(row[0] / np.abs(row).sum())
     assert found["negative", "t2", "a"] == pytest.approx(-row[4] / np.abs(row).sum())
-    assert found["first_position", "t2", "a"] == pytest.approx(-4 / (4 + np.abs(row).sum()))
+    assert found["first_position", "t2", "a"] == pytest.approx(-4 / ((4 + np.abs(row).sum()) / 6))
     assert found["entropy", "t2", "a"] == pytest.approx(stats.entropy(np.abs(row) / np.abs(row).sum()) / math.log(5))
     assert found["answer", "t2", "a"] == pytest.approx(-3 / len(" x."))
     assert found["pieces", "t2", "a"] == pytest.approx(8 / 5)
@@ -159,7 +159,7 @@ def test_what_did_not_converge_is_not_measured():
 
 def test_every_question_gets_its_verdict_and_swapping_the_models_turns_it():
     pairs = {f"t{index}": f"t{index}" for index in range(8)}
-    found = tables_of.tests(tables_of.measures(corpus_tables(EVEN, PEAKED), "mean"), pairs, "a")
+    found = tables_of.tests(tables_of.measures(corpus_tables(EVEN, PEAKED), "mean"), pairs, "a", "mean")
     verdicts = found.set_index(["question", "model", "paired"])["verdict"]
     assert verdicts["entropy", "b", True] == verdicts["gini", "b", True] == "holds"
     assert verdicts["question_mark", "a", False] == verdicts["question_mark", "b", False] == "holds"
@@ -167,16 +167,16 @@ def test_every_question_gets_its_verdict_and_swapping_the_models_turns_it():
     assert verdicts["first_position", "a", False] == "holds"
     assert verdicts["pieces", "b", True] == "no difference found"
     assert (found["p_adjusted"] >= found["p"] - 1e-12).all()
-    turned = tables_of.tests(tables_of.measures(corpus_tables(PEAKED, EVEN), "mean"), pairs, "a")
+    turned = tables_of.tests(tables_of.measures(corpus_tables(PEAKED, EVEN), "mean"), pairs, "a", "mean")
     assert turned.set_index(["question", "model", "paired"])["verdict"]["entropy", "b", True] == "the opposite holds"
-    same = tables_of.tests(tables_of.measures(corpus_tables(EVEN, EVEN), "mean"), pairs, "a")
+    same = tables_of.tests(tables_of.measures(corpus_tables(EVEN, EVEN), "mean"), pairs, "a", "mean")
     assert set(same[same["paired"]]["verdict"]) == {"no difference found"}
 
 
 def test_the_two_texts_of_a_pair_are_one_observation():
     measured = tables_of.measures(corpus_tables(EVEN, PEAKED), "mean")
     pairs = {f"t{index}": f"p{index // 2}" for index in range(8)}
-    row = tables_of.tests(measured, pairs, "a").set_index(["question", "paired"]).loc[("entropy", True)]
+    row = tables_of.tests(measured, pairs, "a", "mean").set_index(["question", "paired"]).loc[("entropy", True)]
     wide = measured[measured["measure"] == "entropy"].pivot_table(index="text", columns="model", values="value")
     by_hand = wide.groupby(wide.index.map(pairs)).mean()
     assert row["n"] == 4
@@ -195,6 +195,33 @@ def test_differences_are_counted_over_texts_with_two_baselines():
     found = tables_of.changes(tables, "a", ("mean", "eos")).set_index("model")
     assert found.loc["b", ["texts", "words", "real"]].tolist() == [1, 5, 5]
     assert found.loc["b", "mean_size"] == pytest.approx(np.abs(np.subtract(EVEN[0], PEAKED[0])).mean())
+
+
+def test_a_model_without_certified_scores_counts_no_words():
+    tables = corpus_tables(EVEN, PEAKED)
+    proofs = tables["certificates"]
+    tables["certificates"] = proofs.assign(converged=proofs["converged"] & (proofs["model"] != "b"))
+    found = tables_of.changes(tables, "a", ("mean",)).set_index("model")
+    assert found.loc["b", list(tables_of.COUNTS)].tolist() == [0, 0, 0, 0]
+
+
+def test_controls_and_other_baselines_are_corrected_apart():
+    measured = tables_of.measures(corpus_tables(EVEN, PEAKED), "mean")
+    pairs = {f"t{index}": f"t{index}" for index in range(8)}
+    alone = tables_of.tests(measured, pairs, "a", "mean").set_index(["question", "model", "paired"])["p_adjusted"]
+    control = measured[measured["model"] == "b"].assign(model="c")
+    both = tables_of.tests(pd.concat([measured, control]), pairs, "a", "mean", ["c"])
+    again = both.set_index(["question", "model", "paired"])["p_adjusted"]
+    pd.testing.assert_series_equal(again.loc[alone.index], alone)
+
+
+def test_a_small_effect_of_the_claimed_sign_is_not_a_large_one():
+    measured = tables_of.measures(corpus_tables(EVEN, PEAKED), "mean")
+    first = measured["measure"] == "first_position"
+    small = measured.assign(value=measured["value"].where(~first, -0.1 - measured.index / 1e4))
+    pairs = {f"t{index}": f"t{index}" for index in range(8)}
+    found = tables_of.tests(small, pairs, "a", "mean").set_index(["question", "model", "paired"])["verdict"]
+    assert found["first_position", "a", False] == "does not hold"
 
 
 # ---- the run itself
@@ -399,6 +426,8 @@ def claims(verdict, difference=-0.2, **more):
         "high": -0.1,
         "p_adjusted": 0.01,
         "n": 30,
+        "against": 0.0,
+        "at_default": None,
     }
     return pd.DataFrame([row | {"verdict": verdict} | more])
 
@@ -414,10 +443,57 @@ def test_a_claim_is_told_with_its_verdict(verdict, said):
 
 
 def test_a_finding_that_turns_with_the_baseline_is_said_to():
-    both = pd.concat([claims("holds"), claims("holds", 0.1, baseline="zero")])
-    assert "depends on the baseline" in str(evidence_sentences.turned({"corpus_tests": both}))
-    both = pd.concat([claims("holds"), claims("holds", -0.1, baseline="zero")])
-    assert str(evidence_sentences.turned({"corpus_tests": both})).startswith("No change between the models")
+    both = pd.concat([claims("holds"), claims("holds", 0.1, baseline="zero", at_default=-0.15, n=6)])
+    turned = str(evidence_sentences.turned({"corpus_tests": both}))
+    assert "depends on the baseline" in turned
+    assert "(-0.15 at mean, +0.1 at zero on the same 6 pairs of texts)" in turned
+    # on other texts the sign may differ without the baseline's doing
+    both = pd.concat([claims("holds"), claims("holds", 0.1, baseline="zero", at_default=0.15, n=6)])
+    assert str(evidence_sentences.turned({"corpus_tests": both})).startswith("No change that was found")
+    none = pd.concat([claims(NONE), claims("holds", 0.1, baseline="zero", at_default=-0.15)])
+    assert evidence_sentences.turned({"corpus_tests": none}) is None  # nothing was found that could turn
+
+
+def test_a_claim_with_a_mark_of_its_own_is_told_with_it():
+    row = claims("does not hold", -0.37, paired=False, against=0.5, mean=0.13, low=-0.45, high=-0.3)
+    said = str(evidence_sentences.corpus_claims({"corpus_tests": row})[0])
+    assert "does not hold" in said and "+0.13 under b" in said and "interval +0.05 to +0.2" in said
+    assert "the claim asks for more than 0.5" in said
+    row = claims("holds", paired=False, sink="moved", baseline="zero", against=-1.0, sign=-1)
+    assert "at the baseline zero, with the first position moved" in str(
+        evidence_sentences.corpus_claims({"corpus_tests": row})[0]
+    )
+
+
+def test_words_are_counted_where_every_model_has_them():
+    table = pd.DataFrame(
+        [("b", 3, 10, 6, 4, 2.03), ("c", 0, 0, 0, 0, float("nan"))],
+        columns=["model", *tables_of.COUNTS, "mean_size"],
+    )
+    said = str(evidence_sentences.controls({"corpus_changes": table}))
+    assert "b in 4 of 10 words (mean absolute difference over all of these 2.03 nats)" in said and "c in" not in said
+
+
+def sane(low, high, texts=8, method="ablation"):
+    return {"model": "a", "method": method, "share": 1.0, "texts": texts, "correlation": (low + high) / 2} | {
+        "low": low, "high": high
+    }  # fmt: skip
+
+
+def test_rankings_that_random_weights_keep_are_counted_on_both_sides():
+    rows = [sane(0.7, 0.9), sane(-0.9, -0.7), sane(-0.02, 0.3), sane(0.8, 0.8, texts=1)]
+    said = str(evidence_sentences.randomised({"sanity": pd.DataFrame(rows)}))
+    assert "2 of these intervals leave out zero" in said and "over 8 texts" in said and "+0.80 to +0.80" not in said
+    assert "every interval holds zero" in str(evidence_sentences.randomised({"sanity": pd.DataFrame([sane(-0.1, 0.3)])}))
+    assert evidence_sentences.randomised({"sanity": pd.DataFrame([sane(0.8, 0.8, texts=1)])}) is None
+
+
+def test_an_order_by_position_is_named_with_its_rank():
+    rows = [(IG, "gradients", 4.0), ("ablation", "influence", 3.0), ("last_to_first", "position", 2.5)]
+    board = pd.DataFrame(rows, columns=["method", "family", "mean_rank"]).assign(cases=4)
+    assert "(2.50 against 3.00)" in str(evidence_sentences.best_methods({"methods": board}))
+    board.loc[2, "mean_rank"] = 3.5
+    assert "position" not in str(evidence_sentences.best_methods({"methods": board}))
 
 
 def test_nothing_is_said_without_tables():

@@ -91,6 +91,7 @@ def _of(measured: Measured, rows: pd.DataFrame) -> pd.DataFrame:
 
 def first_position(measured: Measured) -> Verdict:
     claim = Sentence("Integrated gradients give the first position a large negative share")
+    undecided = counted(claim, pd.Series(dtype=bool), "")
     for method in (IG, ORIGINAL):
         every = _of(measured, measured.chosen("attributions", method, "moved"))
         proven = _of(measured, measured.certified("attributions", method, "moved"))
@@ -109,9 +110,8 @@ def first_position(measured: Measured) -> Verdict:
             cases = [part for _, part in every.groupby(["text", "model", "baseline"])]
             facts = {"k": sum(_first_share(part) < 0 for part in cases), "n": len(cases)}
             because = Sentence("negative in {k} of {n} runs, none of which converged", facts)
-            if method == ORIGINAL:
-                return Verdict(claim, UNDECIDED, because)
-    return counted(claim, pd.Series(dtype=bool), "")
+            undecided = Verdict(claim, UNDECIDED, because)
+    return undecided
 
 
 def _first_share(scores: pd.DataFrame) -> float:

@@ -15,7 +15,7 @@ from xai_utils.explain import Explainer, progress
 from xai_utils.faithfulness import faithfulness
 from xai_utils.formats import method_name
 from xai_utils.jobs import Job
-from xai_utils.measured import Measured
+from xai_utils.measured import IG, Measured
 from xai_utils.target import UNITS
 
 TOP = 3
@@ -89,9 +89,8 @@ def beside_base(measured: Measured) -> pd.DataFrame:
 
     Without an answer each model is asked about its own next token, and two events cannot be subtracted.
     """
-    answered = {text.id for text in measured.study.texts if text.answer is not None}
     scores = measured.explained("word_scores")
-    scores = scores[scores["text"].isin(answered)]
+    scores = scores[scores["text"].isin(measured.answered)]
     others = [label for label in measured.labels if label != measured.base] if len(scores) else []
     found = [
         differences(scores, measured.table("certificates"), measured.base, other, measured.study.baseline)
@@ -105,9 +104,9 @@ def not_comparable(measured: Measured) -> pd.DataFrame:
     rows: list[dict[str, object]] = [
         {"text": text.id, "why": "no answer: each model's own next token is another event"}
         for text in measured.study.texts
-        if text.answer is None
+        if text.id not in measured.answered
     ]
-    failed = measured.failed
-    for row in failed[failed["method"] == "integrated_gradients"].itertuples() if len(failed) else []:
+    own = measured.chosen("certificates", IG)
+    for row in own[~own["converged"].astype(bool)].itertuples() if len(own) else []:
         rows.append({"text": row.text, "why": f"not converged under {row.model} at the {row.baseline} baseline"})
     return pd.DataFrame(rows, columns=["text", "why"])

@@ -184,7 +184,7 @@ def sanity_of(book: Explainer, label: str, method: str) -> pd.DataFrame:
         )
 
     stages = [math.ceil(share * len(layers(model.model))) for share in DRAWN]
-    key = [method, settings, stages, study.seed, [(case.ids, target.ids) for case, target in cases]]
+    key = [method, settings, book.settings(method), stages, study.seed, [(case.ids, target.ids) for case, target in cases]]
     file = book.cache_file(model, *cases[0], randomisation, key + [code_version(function.__module__)])
     if not file.exists():
         table = randomisation(model, cases, explain, method, stages, study.seed)
@@ -198,7 +198,7 @@ def sanity_of(book: Explainer, label: str, method: str) -> pd.DataFrame:
 def run_corpus(book: Explainer, folder: Path) -> None:
     """The corpus study step by step; the questions are put again after each, to all that is there."""
     study = book.study
-    base = roles(study)[0][0]
+    (base, *_), controls = roles(study)
     observations = {entry.id: observation(entry) for entry in study.texts}
     role = {model.label: model.role for model in study.models}
     parts: list[dict[str, pd.DataFrame]] = []
@@ -208,7 +208,7 @@ def run_corpus(book: Explainer, folder: Path) -> None:
             name: pd.concat([part[name] for part in parts if len(part[name])], ignore_index=True) for name in found
         }
         measured = tables_of.measures(tables, study.baseline)
-        tests = tables_of.tests(measured, observations, base, study.seed)
+        tests = tables_of.tests(measured, observations, base, study.baseline, controls, study.seed)
         told = tests.assign(role=tests["model"].map(role), base=base, default=study.baseline)
         publish(told, "corpus_tests", folder)
         publish(measured, "corpus_measures", folder)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import pandas as pd
 
 from xai_utils.compare import NONE, UNDECIDED
-from xai_utils.evidence_tables import HOLDS, best_method
+from xai_utils.evidence_tables import FAILS, HOLDS, best_method
 from xai_utils.formats import method_name
 from xai_utils.sentences import Sentence
 
@@ -129,8 +129,12 @@ def best_methods(tables: Tables) -> Sentence | None:
     ranks = table.groupby(["family", "method"])["mean_rank"].mean()
     control = ranks.get("position", pd.Series(dtype=float))
     if len(control) and control.min() < ranks.drop("position").min():
-        form += "; an order by position alone, {control}, does better than every method"
-        facts["control"] = method_name(str(control.idxmin()))
+        form += (
+            "; an order by position alone, {control}, has a better mean rank than every method ({rank:.2f} against "
+            "{least:.2f})"
+        )
+        facts |= {"control": method_name(str(control.idxmin())), "rank": control.min()}
+        facts["least"] = ranks.drop("position").min()
     return Sentence(form + ".", facts)
 
 
@@ -184,7 +188,7 @@ def _told(row: pd.Series) -> Sentence:
     facts = {"asked": row["asked"][0].upper() + row["asked"][1:], "model": row["model"], "n": int(row["n"])}
     facts |= {"mean": row["mean"], "low": row["low"], "high": row["high"], "p": row["p_adjusted"]}
     if row["claim"]:
-        told = {HOLDS: "holds", NONE: "is not shown: no difference found", UNDECIDED: UNDECIDED}
+        told = {HOLDS: HOLDS, FAILS: FAILS, NONE: "is not shown: no difference found", UNDECIDED: UNDECIDED}
         outcome = told.get(row["verdict"], "is turned round")
         form = "“{claim}” " + outcome + ". " + form
         facts["claim"] = row["claim"][0].upper() + row["claim"][1:]
@@ -193,53 +197,60 @@ def _told(row: pd.Series) -> Sentence:
         facts |= {"start": row["mean_base"], "base": row["base"], "change": row["difference"]}
     else:
         form += "{mean:+.3g} under {model}"
+        facts |= {"low": row["low"] + row["against"], "high": row["high"] + row["against"]}
     form += ", {level:.0%} interval {low:+.2g} to {high:+.2g}, "
     form += "too few of them changed for a test, " if row["verdict"] == UNDECIDED else "corrected p {p:.2g}, "
     form += "over {n:#pair/pairs} of texts"
     facts["level"] = LEVEL
     if not row["claim"]:
         form += f"; {row['verdict']}"
+    if row["against"]:
+        form += f"; the claim asks for {'more' if row['sign'] > 0 else 'less'} than {{against:g}}"
+        facts["against"] = row["against"]
+    if row["sink"] == "moved":
+        form += "; at the baseline {baseline}, with the first position moved"
+        facts["baseline"] = row["baseline"]
     return Sentence(form + ".", facts)
 
 
 def turned(tables: Tables) -> Sentence | None:
-    """Which paired findings have the other sign at another baseline."""
+    """Which changes that were found have the other sign at another baseline, on the texts that were put to both."""
     table = _table(tables, "corpus_tests")
     if table.empty:
         return None
     rows = table[table["paired"].astype(bool) & (table["role"] == "adapted")]
-    main = rows[rows["baseline"] == rows["default"]].set_index("question")["difference"]
-    others = rows[(rows["baseline"] != rows["default"]) & rows["question"].isin(main.index)]
-    others = others[others["question"] != "answer"]  # which no baseline enters
+    main = rows[(rows["baseline"] == rows["default"]) & ~rows["verdict"].isin([NONE, UNDECIDED])]
+    others = rows[rows["question"].isin(main["question"])].dropna(subset="at_default")
     if others.empty:
         return None
-    flipped = others[others["difference"] * others["question"].map(main) < 0]
-    facts = {"n": len(others), "baselines": tuple(sorted(set(others["baseline"])))}
+    flipped = others[others["difference"] * others["at_default"] < 0]
+    facts = {"n": len(others), "baselines": tuple(sorted(set(others["baseline"]))), "texts": int(others["n"].max())}
     if flipped.empty:
         return Sentence(
-            "No change between the models has the other sign at the other baselines ({baselines}; {n} put to it).",
+            "No change that was found has the other sign at another baseline ({baselines}; {n} put to it, on "
+            "{texts:#pair/pairs} of texts).",
             facts,
         )
     parts = tuple(
         Sentence(
-            "{asked} at {baseline} ({change:+.2g})", {"asked": r.asked, "baseline": r.baseline, "change": r.difference}
+            "{asked} ({here:+.2g} at {default}, {change:+.2g} at {baseline} on the same {n:#pair/pairs} of texts)",
+            {"asked": r["asked"], "here": r["at_default"], "default": r["default"], "change": r["difference"]}
+            | {"baseline": r["baseline"], "n": int(r["n"])},
         )
         for _, r in flipped.iterrows()
     )
-    return Sentence(
-        "**It depends on the baseline**: the sign of the change turns for {parts}.", facts | {"parts": parts}
-    )
+    return Sentence("**It depends on the baseline**: the sign of the change turns for {parts}.", {"parts": parts})
 
 
 def controls(tables: Tables) -> Sentence | None:
-    """Words that differ for real from the base, for the adapted model and for its controls."""
+    """Words that differ for real from the base, for the adapted model and for its controls, on the same words."""
     table = _table(tables, "corpus_changes")
     table = table[table["words"] > 0] if len(table) else table
     if table.empty:
         return None
     parts = tuple(
         Sentence(
-            "{model} in {real} of {words:#word/words} (mean size {size:.2f} nats)",
+            "{model} in {real} of {words:#word/words} (mean absolute difference over all of these {size:.2f} nats)",
             {"model": row.model, "real": int(row.real), "words": int(row.words), "size": row.mean_size},
         )
         for _, row in table.iterrows()
@@ -253,6 +264,7 @@ def randomised(tables: Tables) -> Sentence | None:
     if table.empty:
         return None
     rows = table[table["share"] == table["share"].max()].dropna(subset=["correlation", "low", "high"])
+    rows = rows[rows["texts"] > 1]
     if rows.empty:
         return None
     parts = tuple(
@@ -263,13 +275,19 @@ def randomised(tables: Tables) -> Sentence | None:
         )
         for row in rows.itertuples()
     )
-    survive = int((rows["low"] > 0).sum())
+    tied = int(((rows["low"] > 0) | (rows["high"] < 0)).sum())
     form = (
-        "Rank correlation of the words' scores with those under weights drawn anew in all layers, with its interval "
-        "over texts: {parts}; "
+        "Rank correlation of the words' scores with those under weights drawn anew in all layers, one draw, with its "
+        "interval over {texts:#text/texts}: {parts}; "
     )
-    form += "{survive} of {n} stay above zero, as if the text alone made them." if survive else "none stays above zero."
-    return Sentence(form, {"parts": parts, "n": len(parts)} | ({"survive": survive} if survive else {}))
+    if tied:
+        form += (
+            "{tied:#of these intervals leaves/of these intervals leave} out zero: there training alone does not make "
+            "the ranking."
+        )
+    else:
+        form += "every interval holds zero."
+    return Sentence(form, {"parts": parts, "texts": int(rows["texts"].max())} | ({"tied": tied} if tied else {}))
 
 
 SINGLE: tuple[Callable[[Tables], Sentence | None], ...] = (

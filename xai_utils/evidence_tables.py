@@ -1,15 +1,17 @@
 """What the long studies find, from tables alone: what a baseline costs, and the original's claims over a corpus.
 
 Every question is asked once a text; the two texts of a translation pair are one observation. p values are corrected
-over all questions asked (Benjamini and Hochberg 1995). Scores without a converged certificate take no part. Nothing
+over all questions put to the pair in the study's own setting, and apart from them over those put to the controls and at
+other baselines, on fewer texts (Benjamini and Hochberg 1995). Scores without a converged certificate take no part. Nothing
 here loads a model.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from xai_utils.compare import (
     FOUND,
     LEVEL,
     NONE,
+    RESOLUTION,
     UNDECIDED,
     certified,
     corrected,
@@ -32,7 +35,7 @@ from xai_utils.measured import IG
 
 Tables = Mapping[str, pd.DataFrame]
 PLACE = ["text", "model", "baseline", "sink"]
-HOLDS, OPPOSITE = "holds", "the opposite holds"
+HOLDS, FAILS, OPPOSITE = "holds", "does not hold", "the opposite holds"
 
 
 # ---- baselines
@@ -187,11 +190,11 @@ def _answer(certificates: pd.DataFrame) -> pd.Series:
 
 
 def first_position(attributions: pd.DataFrame, certificates: pd.DataFrame) -> pd.Series:
-    """Signed share of the first position in all absolute scores, in the certified runs that move it."""
+    """Score of the first position over the mean absolute score of all, in the certified runs that move it."""
     moved = attributions[(attributions["sink"] == "moved") & (attributions["method"] == IG)]
     rows = certified(moved, certificates).dropna(subset="score")
-    total = rows.groupby(PLACE)["score"].agg(lambda scores: scores.abs().sum())
-    return rows[rows["position"] == 0].set_index(PLACE)["score"] / total.where(total > 0)
+    size = rows.groupby(PLACE)["score"].agg(lambda scores: scores.abs().mean())
+    return rows[rows["position"] == 0].set_index(PLACE)["score"] / size.where(size > 0)
 
 
 def _agreement(words: pd.DataFrame, certificates: pd.DataFrame, baseline: str, other: str) -> pd.Series:
@@ -224,9 +227,11 @@ def cut_effect(words: pd.DataFrame) -> pd.Series:
 
 @dataclass(frozen=True)
 class Question:
-    """One measure put to the test: is it another under two models (`paired`), or is its mean other than zero?
+    """One measure put to the test: is it another under two models (`paired`), or is its mean other than `against`?
 
-    `claim` is the original's, `sign` the direction it says; without a claim both directions are a finding.
+    `claim` is the original's, `sign` the direction it says; without a claim both directions are a finding. A claim
+    with a mark of its own (`against`) fails beyond it, where one about a sign is turned round. `baseless` measures have
+    no baseline in them.
     """
 
     measure: str
@@ -234,6 +239,8 @@ class Question:
     paired: bool
     claim: str = ""
     sign: int = 0
+    against: float = 0.0
+    baseless: bool = False
 
 
 EVEN, LESS = "the adapted model spreads importance more evenly", "the adapted model's negative attributions are smaller"
@@ -244,93 +251,139 @@ QUESTIONS = (
     Question("entropy", "evenness of importance over words (entropy, one is even)", True, EVEN, 1),
     Question("gini", "concentration of importance on few words (Gini, zero is even)", True, EVEN, -1),
     Question("negative", "share of negative importance", True, LESS, -1),
-    Question("answer", "log-probability of the answer, nats a character", True),
-    Question("pieces", "tokens that cover a word", True),
+    Question("answer", "log-probability of the answer, nats a character", True, baseless=True),
+    Question("pieces", "tokens that cover a word", True, baseless=True),
     Question("agreement_ablation", "rank correlation of integrated gradients and ablation", True),
     Question("question_mark", f"“?” by integrated gradients: {SHARE}", False, INHIBITS, -1),
     Question("question_mark_ablation", f"“?” by ablation: {SHARE}", False, INHIBITS, -1),
     Question("other_marks", f"other punctuation by integrated gradients: {SHARE}", False),
     Question("other_marks_ablation", f"other punctuation by ablation: {SHARE}", False),
-    Question("first_position", "first position, moved with the rest: share in all absolute scores", False, FIRST, -1),
-    Question("agreement_ablation", "rank correlation of integrated gradients and ablation", False, AGREE, 1),
+    Question("first_position", "first position, moved with the rest: score over the mean size of all", False, FIRST, -1, -1.0),
+    Question("agreement_ablation", "rank correlation of integrated gradients and ablation", False, AGREE, 1, 0.5),
     Question("agreement_attention", "rank correlation of integrated gradients and attention", False),
     Question("cut", "rank correlation of a word's pieces with how far the two methods rank it apart", False),
 )
 
 
-def verdict(claimed: int, p: float, difference: float) -> str:
+def verdict(claimed: int, p: float, difference: float, against: float = 0.0) -> str:
     """A corrected p that is not there means that too few texts changed for any answer.
 
     >>> verdict(1, 0.01, 0.2), verdict(-1, 0.01, 0.2), verdict(1, 0.2, 0.2), verdict(0, 0.01, 0.2)
     ('holds', 'the opposite holds', 'no difference found', 'difference')
-    >>> verdict(1, float("nan"), 0.2)
-    'cannot be decided'
+    >>> verdict(1, float("nan"), 0.2), verdict(1, 0.01, -0.2, against=0.5)
+    ('cannot be decided', 'does not hold')
     """
     if np.isnan(p):
         return UNDECIDED
     if p >= LEVEL:
         return NONE
-    return FOUND if not claimed else HOLDS if np.sign(difference) == claimed else OPPOSITE
+    if not claimed:
+        return FOUND
+    return HOLDS if np.sign(difference) == claimed else FAILS if against else OPPOSITE
 
 
-def tests(measured: pd.DataFrame, pairs: Mapping[str, str], base: str, seed: int = 0) -> pd.DataFrame:
-    """One row a question, model, baseline and sink, p values corrected over all rows.
+def tests(
+    measured: pd.DataFrame,
+    pairs: Mapping[str, str],
+    base: str,
+    default: str,
+    controls: Collection[str] = (),
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row a question, model, baseline and sink; p values corrected in two families (see above).
 
     `pairs` names the observation that a text belongs to. For a paired question `model` is compared with `base`;
-    otherwise `mean_base` is empty and the difference is from zero.
+    otherwise `mean_base` is empty and the difference is from `against`. `at_default` is the same difference on the same
+    texts at the `default` baseline, for rows at another one.
     """
-    rows = []
-    for question in QUESTIONS:
-        values = measured[measured["measure"] == question.measure]
-        for (model, baseline, sink), part in values.groupby(["model", "baseline", "sink"], sort=False):
-            if question.paired and model == base:
-                continue
-            here = values[(values["baseline"] == baseline) & (values["sink"] == sink)]
-            other = _by_text(part)
-            start = _by_text(here[here["model"] == base]) if question.paired else 0 * other
-            both = pd.DataFrame({"start": start, "other": other}).dropna()
-            both = both.groupby(both.index.map(pairs)).mean()
-            if both.empty:
-                continue
-            keys = {"question": question.measure, "asked": question.asked, "paired": question.paired}
-            keys |= {"claim": question.claim, "sign": question.sign, "model": model, "baseline": baseline, "sink": sink}
-            means = {"mean_base": both["start"].mean() if question.paired else None, "mean": both["other"].mean()}
-            rows.append(keys | means | paired_test(both["start"], both["other"], seed))
-    found = corrected(pd.DataFrame(rows)) if rows else pd.DataFrame()
-    verdicts = [
-        verdict(int(s), p, d) for s, p, d in found[["sign", "p_adjusted", "difference"]].to_numpy(float).tolist()
+    rows = [
+        _asked(question, measured, pairs, base, default, place, seed)
+        for question in QUESTIONS
+        for place in _places(question, measured, base, default)
     ]
-    return found.assign(verdict=verdicts)
+    table = pd.DataFrame([row for row in rows if row])
+    if table.empty:
+        return table
+    own = ((table["baseline"] == default) | (table["sink"] == "moved")) & ~table["model"].isin(controls)
+    found = pd.concat([corrected(part) for part in (table[own], table[~own]) if len(part)]).sort_index()
+    judged = found[["sign", "p_adjusted", "difference", "against"]].to_numpy(float).tolist()
+    return found.assign(verdict=[verdict(int(sign), *rest) for sign, *rest in judged])
 
 
-def _by_text(values: pd.DataFrame) -> pd.Series:
-    return values.set_index("text")["value"]
+def _places(question: Question, measured: pd.DataFrame, base: str, default: str) -> list[tuple[str, str, str]]:
+    """Models, baselines and sinks at which the question can be asked."""
+    values = measured[measured["measure"] == question.measure]
+    places = values[["model", "baseline", "sink"]].drop_duplicates().itertuples(index=False, name=None)
+    return [
+        place
+        for place in places
+        if not (question.paired and place[0] == base) and (not question.baseless or place[1] == default)
+    ]
+
+
+def _asked(
+    question: Question,
+    measured: pd.DataFrame,
+    pairs: Mapping[str, str],
+    base: str,
+    default: str,
+    place: tuple[str, str, str],
+    seed: int,
+) -> dict[str, Any]:
+    """The row of one question at one place; empty where no text was measured under both models."""
+    model, baseline, sink = place
+    values = measured[(measured["measure"] == question.measure) & (measured["sink"] == sink)]
+    wide = values.pivot_table(index="text", columns=["baseline", "model"], values="value")
+    other = wide[baseline, model]
+    start = wide.get((baseline, base)) if question.paired else pd.Series(question.against, other.index)
+    if start is None:
+        return {}
+    texts = pd.DataFrame({"start": start, "other": other}).dropna()
+    both = texts.groupby(texts.index.map(pairs)).mean()
+    if both.empty:
+        return {}
+    there = None
+    if question.paired and baseline != default and {(default, base), (default, model)} <= set(wide.columns):
+        there = (wide[default, model] - wide[default, base]).reindex(texts.index).dropna()
+    keys = {"question": question.measure, "asked": question.asked, "paired": question.paired, "claim": question.claim}
+    keys |= {"sign": question.sign, "against": question.against, "model": model, "baseline": baseline, "sink": sink}
+    means = {"mean_base": both["start"].mean() if question.paired else None, "mean": both["other"].mean()}
+    test = paired_test(both["start"], both["other"], seed, RESOLUTION)
+    return keys | means | test | {"at_default": None if there is None else there.groupby(there.index.map(pairs)).mean().mean()}
+
+
+COUNTS = ("texts", "words", "beyond_floor", "real")
 
 
 def changes(tables: Tables, base: str, baselines: Sequence[str]) -> pd.DataFrame:
     """One row a compared model: words compared with the base, how many differ for real, and by how much in the mean.
 
     The difference is that at the first of `baselines`, its sign must hold at all of them that converged. Only texts on
-    which integrated gradients converged at two of them can show a real difference: others are left out.
+    which integrated gradients converged at two of them can show a real difference: others are left out. All models are
+    counted on the same words, those that each of them has; one that has none has a row of zeros.
     """
-    scores = tables["word_scores"]
-    scores = scores[scores["baseline"].isin(baselines)]
-    rows = []
-    for model in [label for label in scores["model"].unique() if label != base]:
-        own = scores[(scores["method"] == IG) & (scores["sink"] == "kept")]
-        found = differences(own, tables["certificates"], base, model, baselines[0])
-        found = found[found["sign_stable"].notna()]
-        rows.append(
-            {
-                "model": model,
-                "texts": found["text"].nunique(),
-                "words": len(found),
-                "beyond_floor": int(found["beyond_floor"].sum()),
-                "real": int(real(found).sum()),
-                "mean_size": found["difference"].abs().mean(),
-            }
-        )
-    return pd.DataFrame(rows, columns=["model", "texts", "words", "beyond_floor", "real", "mean_size"])
+    scores, proofs = tables["word_scores"], tables["certificates"]
+    own = scores[scores["baseline"].isin(baselines) & (scores["method"] == IG) & (scores["sink"] == "kept")]
+    proven = set(certified(own, proofs)["model"])
+    compared = {
+        model: differences(own, proofs, base, model, baselines[0]).dropna(subset="sign_stable")
+        for model in own["model"].unique()
+        if model != base and {base, model} <= proven
+    }
+    words = [set(zip(found["text"], found["start"], strict=True)) for found in compared.values() if len(found)]
+    common = set.intersection(*words) if words else set()
+    rows = [
+        {"model": model} | (_counted(compared[model], common) if model in compared else dict.fromkeys(COUNTS, 0))
+        for model in own["model"].unique()
+        if model != base
+    ]
+    return pd.DataFrame(rows, columns=["model", *COUNTS, "mean_size"])
+
+
+def _counted(difference: pd.DataFrame, common: set[tuple[str, int]]) -> dict[str, float]:
+    rows = difference[[place in common for place in zip(difference["text"], difference["start"], strict=True)]]
+    counts = (rows["text"].nunique(), len(rows), int(rows["beyond_floor"].sum()), int(real(rows).sum()))
+    return dict(zip(COUNTS, counts, strict=True)) | {"mean_size": rows["difference"].abs().mean()}
 
 
 def proof_table(certificates: pd.DataFrame) -> pd.DataFrame:

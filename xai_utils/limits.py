@@ -59,10 +59,10 @@ def no_controls(found: Measured) -> Sentence | None:
 
 def given_answers(found: Measured) -> Sentence:
     """What is explained is one scalar a text."""
-    given = sum(text.answer is not None for text in found.study.texts)
+    given = len(found.answered)
     return Sentence(
-        "What is explained is one scalar a text: in {given} of {n} the log-probability of an answer that a person "
-        "wrote, else the model's own next token. Another answer may rest on other words.",
+        "What is explained is one scalar a text: in {given} of {n} it asks for an answer that a person wrote, else for "
+        "the model's own next token. Another answer may rest on other words.",
         {"given": given, "n": len(found.study.texts)},
     )
 
@@ -70,7 +70,7 @@ def given_answers(found: Measured) -> Sentence:
 def unlikely_answers(found: Measured) -> Sentence | None:
     """Answers that a model would hardly give are explained all the same."""
     rows = found.chosen("certificates", IG)
-    rows = rows[rows["target"] == "logprob"] if len(rows) else rows
+    rows = rows[(rows["target"] == "logprob") & rows["text"].isin(found.answered)] if len(rows) else rows
     if rows.empty:
         return None
     table = rows.pivot_table(index="text", columns="model", values="f_input")

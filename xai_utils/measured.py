@@ -64,6 +64,11 @@ class Measured:
     def pair(self) -> list[str]:
         return [self.base] if self.adapted is None else [self.base, self.adapted]
 
+    @cached_property
+    def answered(self) -> set[str]:
+        """Texts with an answer: on the others each model is asked about its own next token."""
+        return {text.id for text in self.study.texts if text.answer is not None}
+
     @property
     def target_unit(self) -> str:
         """The unit of what the first text's scores explain."""

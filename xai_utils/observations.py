@@ -31,6 +31,11 @@ def pair_rows(measured: Measured, method: str | None = IG) -> pd.DataFrame:
     return rows if method is None else rows[rows["method"] == method]
 
 
+def _recut(rows: pd.DataFrame) -> pd.Series:
+    """By text, whether the two models cut one of its words into another number of pieces."""
+    return (rows["pieces_base"] != rows["pieces_other"]).groupby(rows["text"]).any()
+
+
 def one_model(measured: Measured) -> Sentence | None:
     if measured.adapted is not None:
         return None
@@ -48,6 +53,8 @@ def largest_differences(measured: Measured) -> Sentence | None:
         return None
     rows = every[every["text"] == measured.headline]
     facts: Facts = {"text": measured.study.texts[0].text, "base": measured.base, "other": measured.adapted}
+    if measured.headline not in measured.answered:
+        return Sentence("“{text}” has no answer, so {base} and {other} are not compared on it.", facts)
     if rows.empty:
         return Sentence(
             "On “{text}” nothing can be said of the difference between {base} and {other}: the scores of one of them "
@@ -86,8 +93,17 @@ def largest_differences(measured: Measured) -> Sentence | None:
         "scores and with one sign at every certified baseline ({baselines}); the largest at {baseline}: {named}.",
         facts
         | {"real": len(found), "named": named, "baseline": measured.study.baseline}
-        | {"baselines": tuple(dict.fromkeys([measured.study.baseline, *measured.study.baselines]))},
+        | {"baselines": tuple(_certified_baselines(measured, measured.headline))},
     )
+
+
+def _certified_baselines(measured: Measured, text: str) -> list[str]:
+    """The study's baselines at which integrated gradients converged on a text, under both models of the pair."""
+    rows = measured.explained("certificates")
+    rows = rows[(rows["text"] == text) & (rows["method"] == IG) & rows["model"].isin(measured.pair)]
+    proven = rows[rows["sink"] == ("kept" if measured.study.keep_sink else "moved")].groupby("baseline")["converged"]
+    both = {name for name, found in proven if len(found) == len(measured.pair) and found.all()}
+    return [name for name in dict.fromkeys([measured.study.baseline, *measured.study.baselines]) if name in both]
 
 
 def real_differences(measured: Measured) -> Sentence | None:
@@ -96,20 +112,32 @@ def real_differences(measured: Measured) -> Sentence | None:
     if rows.empty or measured.adapted is None:
         return None
     read = measured.words(IG)
-    lost = len(read[read["model"] == measured.base]) - len(rows)
-    unstable = rows["beyond_floor"] & ~real(rows)
+    lost = int(((read["model"] == measured.base) & read["text"].isin(measured.answered)).sum()) - len(rows)
+    recut = _recut(rows)
+    apart, alike = rows[rows["text"].map(recut)], rows[~rows["text"].map(recut)]
+    beyond = rows["beyond_floor"].astype(bool)
     facts = {
         "real": int(real(rows).sum()),
         "words": len(rows),
         "texts": rows["text"].nunique(),
-        "unstable": int(unstable.sum()),
+        "unstable": int((beyond & rows["sign_stable"].eq(False)).sum()),
         "lost": lost,
     }
     form = (
         "Over {texts:#text/texts}, {real} of {words:#word differs/words differ} beyond the floor and with a stable sign"
     )
+    if len(apart) and len(alike):
+        form += (
+            ": {apart} of the {recut:#word/words} in the {n:#text that is/texts that are} cut differently, {alike} of "
+            "the {same:#word/words} in the others"
+        )
+        facts |= {"apart": int(real(apart).sum()), "recut": len(apart), "n": apart["text"].nunique()}
+        facts |= {"alike": int(real(alike).sum()), "same": len(alike)}
     if facts["unstable"]:
         form += "; {unstable:#more is/more are} beyond the floor and not stable over the certified baselines"
+    if single := int((beyond & rows["sign_stable"].isna()).sum()):
+        facts["single"] = single
+        form += "; {single:#more is/more are} beyond the floor where only one baseline is certified"
     if lost:
         form += "; {lost:#word is/words are} left out, for want of a converged score under one of the two"
     return Sentence(form + ".", facts)
@@ -153,10 +181,13 @@ def convergence(measured: Measured) -> Sentence | None:
     if rows.empty:
         return None
     failed = rows[~rows["converged"].astype(bool)]
-    facts = {"n": len(rows), "failed": len(failed), "tolerance": measured.study.tolerance}
+    facts: Facts = {"n": len(rows), "failed": len(failed), "tolerance": measured.study.tolerance}
+    facts["baseline"] = measured.study.baseline
     if failed.empty:
         return Sentence(
-            "All {n} certificates of integrated gradients converged within {tolerance:.0%} of what they explain.", facts
+            "All {n} certificates of integrated gradients at the {baseline} baseline converged within {tolerance:.0%} of "
+            "what they explain.",
+            facts,
         )
     cases = tuple(
         Sentence(
@@ -165,7 +196,7 @@ def convergence(measured: Measured) -> Sentence | None:
         for row in failed.itertuples()
     )
     return Sentence(
-        "**{failed} of {n} certificates of integrated gradients did not converge** within {tolerance:.0%} and take no "
+        "**{failed} of {n} certificates of integrated gradients at the {baseline} baseline did not converge** within {tolerance:.0%} and take no "
         "part in any comparison: {cases}.",
         facts | {"cases": cases},
     )
@@ -196,6 +227,7 @@ def original_setting(measured: Measured) -> Sentence | None:
 def answers(measured: Measured) -> Sentence | None:
     """Which model finds the answers likelier."""
     rows = measured.chosen("certificates", IG)
+    rows = rows[(rows["target"] == "logprob") & rows["text"].isin(measured.answered)] if len(rows) else rows
     if measured.adapted is None or rows.empty:
         return None
     table = rows.pivot_table(index="text", columns="model", values="f_input")
@@ -299,13 +331,7 @@ def between_models(measured: Measured) -> Sentence | None:
     """How alike the two models rank the words, by method."""
     rows = pair_rows(measured, None)
     rows = rows[rows["method"].isin(measured.study.methods)] if len(rows) else rows
-    recut = (
-        rows.groupby("text")[["pieces_base", "pieces_other"]].apply(
-            lambda part: bool((part["pieces_base"] != part["pieces_other"]).any())
-        )
-        if len(rows)
-        else pd.Series(dtype=bool)
-    )
+    recut = _recut(rows) if len(rows) else pd.Series(dtype=bool)
     if recut.any():
         rows = rows[rows["text"].map(recut)]
     if rows.empty:

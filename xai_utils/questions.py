@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from xai_utils.compare import corrected, paired_test, spread
+from xai_utils.compare import RESOLUTION, corrected, paired_test, spread
 from xai_utils.measured import IG, Measured
 
 PLACE = ["text", "model"]
@@ -24,7 +24,7 @@ COLUMNS = (
 def answer(measured: Measured) -> pd.Series:
     """Log-probability of the answer in nats a character of it (whole, so that two vocabularies can be compared)."""
     rows = measured.chosen("certificates", IG)
-    rows = rows[rows["target"] == "logprob"]
+    rows = rows[(rows["target"] == "logprob") & rows["text"].isin(measured.answered)]
     return (rows["f_input"] / rows["target_text"].str.len().clip(lower=1)).groupby([rows[c] for c in PLACE]).first()
 
 
@@ -128,6 +128,6 @@ def _paired(measured: Measured, asked: pd.DataFrame, other: str) -> pd.DataFrame
         paired = both.groupby(both.index.map(unit)).mean()
         keys = {"study": measured.study.name, "question": name, "base": measured.base, "other": other}
         means = {"mean_base": paired[measured.base].mean(), "mean_other": paired[other].mean()}
-        test = paired_test(paired[measured.base].tolist(), paired[other].tolist(), measured.study.seed)
+        test = paired_test(paired[measured.base].tolist(), paired[other].tolist(), measured.study.seed, RESOLUTION)
         rows.append(keys | {"asked": QUESTIONS[str(name)][0]} | means | test)
     return pd.DataFrame(rows)

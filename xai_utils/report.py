@@ -125,15 +125,19 @@ def title(found: Measured) -> Sentence:
 
 def headline(found: Measured) -> Sentence:
     """The caption of the first figure."""
+    first = found.study.texts[0]
+    given = (first.target or found.study.target) == "logprob" and first.id in found.answered
+    goal = "the log-probability of the answer" if given else "the target"
     rows = observations.pair_rows(found)
     if rows.empty or found.headline not in set(rows["text"]):
         return Sentence(
-            "What each word adds to the log-probability of the answer under {label}; the grey bar is its error.",
-            {"label": found.base},
+            "What each word adds to {goal} under {label}; the grey bar is its error.",
+            {"goal": goal, "label": found.base},
         )
     return Sentence(
-        "Left: what each word adds to the log-probability of the answer under both models. Right: the difference over "
-        "its noise floor; a filled mark counts."
+        "Left: what each word adds to {goal} under both models, at the {baseline} baseline. Right: the difference over "
+        "its noise floor; a filled mark counts.",
+        {"goal": goal, "baseline": found.study.baseline},
     )
 
 

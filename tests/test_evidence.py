@@ -484,7 +484,9 @@ def test_rankings_that_random_weights_keep_are_counted_on_both_sides():
     rows = [sane(0.7, 0.9), sane(-0.9, -0.7), sane(-0.02, 0.3), sane(0.8, 0.8, texts=1)]
     said = str(evidence_sentences.randomised({"sanity": pd.DataFrame(rows)}))
     assert "2 of these intervals leave out zero" in said and "over 8 texts" in said and "+0.80 to +0.80" not in said
-    assert "every interval holds zero" in str(evidence_sentences.randomised({"sanity": pd.DataFrame([sane(-0.1, 0.3)])}))
+    assert "every interval holds zero" in str(
+        evidence_sentences.randomised({"sanity": pd.DataFrame([sane(-0.1, 0.3)])})
+    )
     assert evidence_sentences.randomised({"sanity": pd.DataFrame([sane(0.8, 0.8, texts=1)])}) is None
 
 

@@ -212,7 +212,7 @@ def test_a_path_shows_where_it_ends_and_where_it_should():
         ends = line(axes, "cumulative attribution").get_ydata()
         assert ends[0] == 0 and ends[-1] == pytest.approx(np.nansum(found.scores), rel=1e-4)
         assert line(axes, "F(x) - F(baseline)").get_ydata()[0] == pytest.approx(proof.f_input - proof.f_baseline)
-        rise = line(axes, "F(α) - F(0)")
+        rise = line(axes, "F(α) - F(baseline)")
         assert rise.get_ydata()[-1] == pytest.approx(proof.f_input - proof.f_baseline, abs=1e-4)
         assert (np.diff(rise.get_xdata()) >= 0).all() and len(line(axes, "nodes").get_xdata()) == len(view.nodes[0])
         assert proof.verdict in axes.get_title(loc="left") and proof.verdict in view.describe()
@@ -255,6 +255,8 @@ def test_a_dose_response_has_a_line_a_word_and_names_the_largest():
     ]
     assert sorted(heights) == [[pytest.approx(0.1 * n), pytest.approx(1.0 * n)] for n in range(1, 10)]
     assert len(kept.lines) == 9 and kept.lines[0].get_ydata().tolist() == [0.95, 0.5]
+    marked = plots_path.dose_response(doses(), sigma=1.0).axes[1].lines
+    assert len(marked) == 10 and list(marked[-1].get_xdata()) == [2.0, 2.0]
     assert len(fig.legends[0].get_texts()) == plots_path.NAMED
     assert "scatters the target most, by 9 nats" in plots_path.describe_dose(doses())
 

@@ -121,7 +121,12 @@ def paired_test(base: ArrayLike, other: ArrayLike, seed: int = 0, resolution: fl
 def _flipped(change: np.ndarray[Any, np.dtype[np.float64]], seed: int) -> float:
     """p value of the mean among those of the same differences with random signs."""
     found = stats.permutation_test(
-        (change,), np.mean, permutation_type="samples", vectorized=True, n_resamples=9999, rng=np.random.default_rng(seed)
+        (change,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=9999,
+        rng=np.random.default_rng(seed),
     )
     return float(found.pvalue)
 

@@ -184,7 +184,14 @@ def sanity_of(book: Explainer, label: str, method: str) -> pd.DataFrame:
         )
 
     stages = [math.ceil(share * len(layers(model.model))) for share in DRAWN]
-    key = [method, settings, book.settings(method), stages, study.seed, [(case.ids, target.ids) for case, target in cases]]
+    key = [
+        method,
+        settings,
+        book.settings(method),
+        stages,
+        study.seed,
+        [(case.ids, target.ids) for case, target in cases],
+    ]
     file = book.cache_file(model, *cases[0], randomisation, key + [code_version(function.__module__)])
     if not file.exists():
         table = randomisation(model, cases, explain, method, stages, study.seed)

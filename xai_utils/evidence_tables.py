@@ -2,8 +2,8 @@
 
 Every question is asked once a text; the two texts of a translation pair are one observation. p values are corrected
 over all questions put to the pair in the study's own setting, and apart from them over those put to the controls and at
-other baselines, on fewer texts (Benjamini and Hochberg 1995). Scores without a converged certificate take no part. Nothing
-here loads a model.
+other baselines, on fewer texts (Benjamini and Hochberg 1995). Scores without a converged certificate take no part.
+Nothing here loads a model.
 """
 
 from __future__ import annotations
@@ -258,7 +258,9 @@ QUESTIONS = (
     Question("question_mark_ablation", f"“?” by ablation: {SHARE}", False, INHIBITS, -1),
     Question("other_marks", f"other punctuation by integrated gradients: {SHARE}", False),
     Question("other_marks_ablation", f"other punctuation by ablation: {SHARE}", False),
-    Question("first_position", "first position, moved with the rest: score over the mean size of all", False, FIRST, -1, -1.0),
+    Question(
+        "first_position", "first position, moved with the rest: score over the mean size of all", False, FIRST, -1, -1.0
+    ),
     Question("agreement_ablation", "rank correlation of integrated gradients and ablation", False, AGREE, 1, 0.5),
     Question("agreement_attention", "rank correlation of integrated gradients and attention", False),
     Question("cut", "rank correlation of a word's pieces with how far the two methods rank it apart", False),
@@ -349,7 +351,12 @@ def _asked(
     keys |= {"sign": question.sign, "against": question.against, "model": model, "baseline": baseline, "sink": sink}
     means = {"mean_base": both["start"].mean() if question.paired else None, "mean": both["other"].mean()}
     test = paired_test(both["start"], both["other"], seed, RESOLUTION)
-    return keys | means | test | {"at_default": None if there is None else there.groupby(there.index.map(pairs)).mean().mean()}
+    return (
+        keys
+        | means
+        | test
+        | {"at_default": None if there is None else there.groupby(there.index.map(pairs)).mean().mean()}
+    )
 
 
 COUNTS = ("texts", "words", "beyond_floor", "real")

@@ -104,7 +104,10 @@ def outside_words(found: Measured) -> Sentence | None:
         )
         for (text, label), part in rows.groupby(["text", "model"], sort=False)
     )
-    return Sentence("Tokens that belong to no word (white space, special ones) are left out of the comparison: {cases}.", {"cases": cases})
+    return Sentence(
+        "Tokens that belong to no word (white space, special ones) are left out of the comparison: {cases}.",
+        {"cases": cases},
+    )
 
 
 ASKED = (one_model, extent, certificates, truncated, no_controls, outside_words, given_answers, unlikely_answers)

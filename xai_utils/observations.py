@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from xai_utils.compare import FOUND, NONE, UNDECIDED, real
+from xai_utils.compare import FOUND, NONE, UNDECIDED, certified, real
 from xai_utils.formats import method_name
 from xai_utils.measured import IG, ORIGINAL, Measured
 from xai_utils.sentences import Sentence
@@ -185,8 +185,8 @@ def convergence(measured: Measured) -> Sentence | None:
     facts["baseline"] = measured.study.baseline
     if failed.empty:
         return Sentence(
-            "All {n} certificates of integrated gradients at the {baseline} baseline converged within {tolerance:.0%} of "
-            "what they explain.",
+            "All {n} certificates of integrated gradients at the {baseline} baseline converged within {tolerance:.0%} "
+            "of what they explain.",
             facts,
         )
     cases = tuple(
@@ -196,9 +196,30 @@ def convergence(measured: Measured) -> Sentence | None:
         for row in failed.itertuples()
     )
     return Sentence(
-        "**{failed} of {n} certificates of integrated gradients at the {baseline} baseline did not converge** within {tolerance:.0%} and take no "
-        "part in any comparison: {cases}.",
+        "**{failed} of {n} certificates of integrated gradients at the {baseline} baseline did not converge** within "
+        "{tolerance:.0%} and take no part in any comparison: {cases}.",
         facts | {"cases": cases},
+    )
+
+
+def turning_scores(measured: Measured) -> Sentence | None:
+    """How many words' scores by integrated gradients have another sign at another certified baseline."""
+    rows = measured.explained("word_scores")
+    rows = rows[(rows["method"] == IG) & rows["is_word"].astype(bool)] if len(rows) else rows
+    rows = certified(rows, measured.table("certificates")).dropna(subset="score") if len(rows) else rows
+    if rows.empty:
+        return None
+    rows = rows[rows["model"].isin(measured.pair) & (rows["sink"] == ("kept" if measured.study.keep_sink else "moved"))]
+    signs = rows.groupby(["text", "model", "start"])["score"].agg(["count", "min", "max"])
+    both = signs[signs["count"] > 1]
+    if both.empty:
+        return None
+    baselines = tuple(dict.fromkeys(rows["baseline"]))
+    return Sentence(
+        "A single model's score has another sign at another certified baseline ({baselines}) for {turned} of {n:#word/"
+        "words}, counted once a model: of such a word no direction can be said, only how two models differ on it where "
+        "that keeps its sign.",
+        {"baselines": baselines, "turned": int(((both["min"] < 0) & (both["max"] > 0)).sum()), "n": len(both)},
     )
 
 
@@ -361,6 +382,7 @@ ALL: tuple[Observation, ...] = (
     pieces,
     answers,
     convergence,
+    turning_scores,
     original_setting,
     between_models,
 )

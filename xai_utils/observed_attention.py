@@ -130,13 +130,17 @@ def change(heads: pd.DataFrame) -> Sentence | None:
     if heads["floor"].isna().all():
         form = "{base} and {other} were compared in {n} heads; no text has a rewording, so there is no floor; "
         return Sentence(form + largest + ".", facts)
-    facts |= {"k": int(heads["beyond_floor"].sum()), "shared": float(heads["shared"].mean())}
+    beyond = heads[heads["beyond_floor"].fillna(False).astype(bool)]
+    facts |= {"k": len(beyond), "shared": float(heads["shared"].mean())}
     facts |= {"floor": float(heads["floor"].mean()), "texts": int(heads["texts"].max()), "alike": int(top["alike"])}
     form = (
         "{k} of {n} heads look elsewhere under {other} than under {base} by more than rewording a text makes them, in "
         "most of {texts:#text/texts}"
     )
     form += " that the two read differently ({alike:#other reads/others read} alike)" if facts["alike"] else ""
+    if len(beyond):
+        form += ", half of these by less than {median:.2g} nats"
+        facts["median"] = float(beyond["divergence"].median())
     form += (
         "; on average the models differ by {shared:.2g} nats on the words that text and rewording share, and rewording "
         "changes {floor:.2g}; "

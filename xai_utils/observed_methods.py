@@ -7,7 +7,7 @@ import pandas as pd
 from xai_utils import observed_attention as attention
 from xai_utils.attention_study import change_of_heads
 from xai_utils.formats import method_name
-from xai_utils.measured import Measured
+from xai_utils.measured import IG, Measured
 from xai_utils.observations import Observation
 from xai_utils.sentences import Sentence
 
@@ -126,6 +126,30 @@ def unfaithful(measured: Measured) -> Sentence | None:
     )
 
 
+def outranked(measured: Measured) -> Sentence | None:
+    """How many methods an order of the words by position alone outranks, a model and deletion baseline."""
+    board = measured.table("leaderboard")
+    parts, behind = [], []
+    for deletion in measured.study.deletions if len(board) else ():
+        for label in measured.pair:
+            ranks = board[(board["deletion"] == deletion) & (board["model"] == label)].set_index("method")["mean_rank"]
+            methods = ranks[ranks.index.isin(measured.study.methods)]
+            controls = ranks.drop(methods.index).dropna()
+            if methods.empty or controls.empty:
+                continue
+            worse = methods > controls.min()
+            behind.append(bool(worse.get(IG, False)))
+            facts = {"k": int(worse.sum()), "n": len(methods), "label": label, "deletion": deletion}
+            parts.append(Sentence("{k} of {n} under {label} with words put at {deletion}", facts))
+    if not parts:
+        return None
+    return Sentence(
+        "An order of the words by position alone has a better mean rank than {parts} methods; integrated gradients are "
+        "among these in {behind} of {n:#list/lists}.",
+        {"parts": tuple(parts), "behind": sum(behind), "n": len(behind)},
+    )
+
+
 def sinks(measured: Measured) -> Sentence | None:
     """How many heads give most of their attention to the first position."""
     table = measured.table("attention_heads")
@@ -168,6 +192,6 @@ def changed_heads(measured: Measured) -> Sentence | None:
 
 
 ALL: tuple[Observation, ...] = (
-    *(highest_words, closest_methods, faithful, unfaithful),
+    *(highest_words, closest_methods, faithful, unfaithful, outranked),
     *(sinks, first_head, head_groups, moved_by_attention, changed_heads),
 )

@@ -252,8 +252,8 @@ def rollout_drift(drift: pd.DataFrame, title: str = "") -> Figure:
             means = rows.groupby("layer")[["rollout", "rollout_uniform"]].mean()
             label = readable(str(name))
             axes.plot(means.index + 1, means["rollout"], line, color=colour, linewidth=1.8, label=label)
-        plain = drift.groupby("layer")["rollout_uniform"].mean()
-        axes.plot(plain.index + 1, plain, ":", color="#757575", linewidth=1.8, label="attention that does not choose")
+            plain = f"{label}, if attention did not choose"
+            axes.plot(means.index + 1, means["rollout_uniform"], ":", color=colour, linewidth=1.8, label=plain)
         axes.set(xlabel="layers passed", ylabel="rollout's mass on the first position", ylim=(0, 1.02))
         axes.set_xlim(left=1)
         axes.grid(axis="y")
@@ -281,7 +281,10 @@ def divergence_map(change: pd.DataFrame, title: str = "") -> Figure:
             beyond = change[change["beyond_floor"].fillna(False).astype(bool)]
             if column == "shared":
                 axes.plot(beyond["head"], beyond["layer"], "o", color=OPPOSES, markersize=3.5)
-                axes.set_title(f"{name}\n" + ("● beyond the floor" if len(beyond) else "none beyond it"), fontsize=8.5)
+                axes.set_title(
+                    f"{name}\n" + ("● beyond the floor in most texts" if len(beyond) else "none beyond it"),
+                    fontsize=8.5,
+                )
         fig.suptitle(_title(title, width), x=0.01, ha="left")
     return fig
 

@@ -126,7 +126,7 @@ def headline(found: Measured, entry: TextEntry) -> tuple[Figure, str]:
     title = f"{entry.text} →{entry.answer}" if entry.answer else entry.text
     if len(rows):
         said = largest_differences(found)
-        return pair(rows, title), said.plain if said else ""
+        return pair(rows, f"{title} (at the {found.study.baseline} baseline)"), said.plain if said else ""
     own = found.words(IG)
     own = own[(own["text"] == entry.id) & (own["model"] == found.base)] if len(own) else own
     if own["score"].isna().all():

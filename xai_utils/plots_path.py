@@ -114,7 +114,9 @@ def _draw_path(axes: Axes, view: PathView) -> None:
     alphas, values = view.nodes
     every = np.concatenate([view.edges, alphas])
     order = np.argsort(every, kind="stable")
-    axes.plot(every[order], np.concatenate([view.rise, values])[order], color=INK, linewidth=1, label="F(α) - F(0)")
+    axes.plot(
+        every[order], np.concatenate([view.rise, values])[order], color=INK, linewidth=1, label="F(α) - F(baseline)"
+    )
     axes.plot(alphas, values, ".", color=INK, markersize=3, label="nodes")
     single = len(alphas) == len(view.pieces)  # a fixed rule: its sum is known behind every node
     look: Any = {"linestyle": "-" if single else "none", "marker": "" if single else "o", "markersize": 6}
@@ -123,13 +125,14 @@ def _draw_path(axes: Axes, view: PathView) -> None:
     axes.axhline(wanted, color=INK, linewidth=1, linestyle="--", label="F(x) - F(baseline)")
     lowest = min(view.cumulative.min(), values.min(), 0.0)
     highest = max(view.cumulative.max(), values.max(), 0.0)
-    if max(highest, -lowest) > 5 * abs(wanted):
-        linear = 10.0 ** math.ceil(math.log10(2 * max(abs(wanted), FLOOR)))
+    linear = 10.0 ** math.ceil(math.log10(2 * max(abs(wanted), FLOOR)))
+    if max(highest, -lowest) > linear:
         axes.set_yscale("symlog", linthresh=linear)
         axes.set_ylim(min(1.5 * lowest, -0.2 * linear), max(1.5 * highest, 0.2 * linear))
     axes.grid(axis="y")
     axes.set_title(f"{readable(view.title, 10**6)}\n{view.certificate.verdict}")
-    axes.set_ylabel(f"change of the target ({view.unit})")
+    scale = ", logarithmic beyond the first tick" if axes.get_yscale() == "symlog" else ""
+    axes.set_ylabel(f"change of the target ({view.unit}{scale})")
 
 
 def _draw_pieces(axes: Axes, view: PathView) -> None:
@@ -146,10 +149,11 @@ def _draw_pieces(axes: Axes, view: PathView) -> None:
     annotate_below(axes, proof(view.certificate, view.unit), WIDTH - 0.8)
 
 
-def dose_response(table: pd.DataFrame, title: str = "") -> Figure:
+def dose_response(table: pd.DataFrame, title: str = "", sigma: float | None = None) -> Figure:
     """Response to noise of growing size on one word: scatter of the target, and the share of draws whose predicted
-    next token stays. `table` is that of `perturbation.dose_response`, for one model and text.
+    next token stays. `table` is that of `perturbation.dose_response`, for one model and text; a line marks `sigma`.
     """
+    marked = table.loc[np.isclose(table["sigma"], sigma), "relative_sigma"].head(1) if sigma else ()
     units = list(table[["word", "start"]].drop_duplicates().itertuples(index=False))
     largest = table.groupby(["word", "start"], dropna=False, sort=False)["deviation"].max()
     named = set(largest.nlargest(NAMED).index)
@@ -170,6 +174,8 @@ def dose_response(table: pd.DataFrame, title: str = "") -> Figure:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid()
+            for place in marked:
+                axes.axvline(place, color=INK, linewidth=0.8, linestyle="--", zorder=1)
             axes.set_xlabel("noise (in root mean squares of the embeddings)")
         spread.set_yscale("log")
         spread.set_ylabel(f"standard deviation of the target ({table['unit'].iloc[0]})")

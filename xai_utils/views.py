@@ -167,17 +167,17 @@ def comparison(
     answer: str = "",
     contrast: str = "",
     target: str = "logprob",
-    baseline: str = "mean",
+    baseline: str | None = None,
     keep_sink: bool = True,
 ) -> View:
     """Two models' word scores side by side, and their difference over its floor.
 
-    The sign of a difference is asked of all the study's baselines where the method has one. Raises UserError where the
-    models are one, or where no certified scores are left to compare.
+    Without a `baseline` the study's own is taken. The sign of a difference is asked of all the study's baselines where
+    the method has one. Raises UserError where the models are one, or where no certified scores are left to compare.
     """
     if base == other:
         raise UserError(f"both models are '{base}'; expected two different ones; choose another model")
-    own = on_text(book, text, answer, contrast)
+    own, baseline = on_text(book, text, answer, contrast), baseline or book.study.baseline
     has_choice = bool(_accepted(method, {"baseline": baseline}))
     names = list(dict.fromkeys([baseline, *book.study.baselines])) if has_choice else [""]
     settings = [_accepted(method, {"baseline": name, "keep_sink": keep_sink}) for name in names]
@@ -193,7 +193,8 @@ def comparison(
     if table.empty:
         raise UserError(f"{method} did not converge for both models, so nothing is compared; raise the study's budget")
     name, goal = method_name(method), own.target(base, OWN, target)
-    figure = plots_comparison.pair(table, f"{text}: {name} of {goal.text!r}")
+    at = f" at the {baseline} baseline" if has_choice else ""
+    figure = plots_comparison.pair(table, f"{text}: {name} of {goal.text!r}{at}")
     largest = table.iloc[int(table["difference"].abs().argmax())]
     alt = f"{text}: {other} minus {base} is largest for {largest['word']!r}, {largest['difference']:+.3g} {goal.unit}. "
     line = _counted(table, names, proofs)

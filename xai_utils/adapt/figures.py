@@ -58,7 +58,8 @@ def bits_by_kind(evaluation: pd.DataFrame) -> Figure:
         fig = figure(6.2, 0.8 + 0.33 * len(table))
         axes = fig.add_subplot()
         places = range(len(table))
-        axes.hlines(places, table.min(axis=1), table.max(axis=1), color="#e6e6e6", linewidth=3)
+        three = table[["untrained", "base", "trained"]]
+        axes.hlines(places, three.min(axis=1), three.max(axis=1), color="#e6e6e6", linewidth=3)
         for model, colour, marker in (("untrained", OUTPUT_ALONE, "x"), ("base", INK, "o"), ("trained", SUPPORTS, "D")):
             axes.scatter(table[model], places, color=colour, marker=marker, label=model, zorder=3, s=26)
         axes.set_yticks(places, table.index)

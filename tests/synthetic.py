@@ -7,6 +7,7 @@ import pandas as pd
 
 from xai_utils.attention import statistics, uniform
 from xai_utils.compare import differences
+from xai_utils.comparison import leaderboards
 from xai_utils.measured import Measured
 from xai_utils.questions import tests as tested
 from xai_utils.study import Study
@@ -63,6 +64,7 @@ def refreshed(found: Measured) -> Measured:
     ]
     tables["difference"] = pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame()
     tables["questions"] = tested(Measured(found.study, tables))
+    tables["leaderboard"] = leaderboards(Measured(found.study, tables))
     return Measured(found.study, tables)
 
 
@@ -195,7 +197,8 @@ def _faithfulness(made: Study, rng: np.random.Generator) -> list[dict[str, objec
     rows = []
     for model in made.models:
         for text in _texts(made):
-            for method, baseline, sink in _settings(made):
+            own = [setting for setting in _settings(made) if setting[1] != "eos"]
+            for method, baseline, sink in [*own, ("last_to_first", "", "")]:
                 keys = _keys(made, text, model) | _goal(made, text)
                 keys |= {"method": method, "baseline": baseline, "sink": sink, "unit": "nats", "deletion": "mean"}
                 drop, random = rng.uniform(0, 3), rng.uniform(0, 1)

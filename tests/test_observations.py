@@ -22,7 +22,7 @@ PAIR = ("base", "ru-ts")
 def changed(found: Measured, name: str, change) -> Measured:
     """The same with one table changed and what follows from it computed again."""
     made = replace(found, tables={**found.tables, name: change(found.tables[name].copy())})
-    return made if name in ("attributions", "faithfulness", "questions") else refreshed(made)
+    return made if name in ("attributions", "leaderboard", "questions") else refreshed(made)
 
 
 def set_where(column: str, value: object, **where: object):
@@ -85,6 +85,65 @@ def test_what_did_not_converge_is_not_compared_and_is_counted(pair):
     assert said.startswith("**1 of 18 certificates") and "“planets” under ru-ts" in said
     assert limits.certificates(failed) == say.convergence(failed) and limits.certificates(pair) is None
     assert str(say.convergence(pair)).startswith("All 18 certificates")
+
+
+def test_words_cut_alike_are_counted_apart(pair):
+    assert "cut differently" not in str(say.real_differences(pair))
+    table = pair.table("difference")
+    recut = replace(
+        pair,
+        tables={**pair.tables, "difference": table.assign(pieces_base=np.where(table["text"] == "planets", 5, 2))},
+    )
+    rows = say.pair_rows(recut)
+    apart = rows["text"] == "planets"
+    said = str(say.real_differences(recut))
+    counts = [int(say.real(rows[chosen]).sum()) for chosen in (apart, ~apart)]
+    assert f": {counts[0]} of the 6 words in the 1 text that is cut differently" in said
+    assert f"{counts[1]} of the {(~apart).sum()} words in the others" in said
+
+
+def test_one_certified_baseline_is_no_instability(pair):
+    failed = changed(pair, "certificates", set_where("converged", False, text="planets", model="base", baseline="eos"))
+    rows = say.pair_rows(failed)
+    single = int((rows["beyond_floor"] & (rows["text"] == "planets")).sum())
+    assert f"{single} more are beyond the floor where only one baseline is certified" in str(
+        say.real_differences(failed)
+    )
+    assert "only one baseline" not in str(say.real_differences(pair))
+    assert "All 18 certificates of integrated gradients at the mean baseline" in str(say.convergence(failed))
+
+
+def test_a_text_without_an_answer_is_not_compared(pair):
+    asked = [entry.model_copy(update={"answer": None} if entry.id == "planets" else {}) for entry in pair.study.texts]
+    open_ = replace(pair, study=pair.study.model_copy(update={"texts": tuple(asked)}))
+    assert "“Сколько планет в Солнечной системе?” has no answer" in str(say.largest_differences(open_))
+    assert "of 5 texts" in str(say.answers(open_))
+    assert limits.unlikely_answers(open_).facts["parts"][0].facts["n"] == 5
+    assert "in 5 of 6 it asks for an answer" in str(limits.given_answers(open_))
+
+
+def test_scores_that_turn_with_the_baseline_are_counted(pair):
+    scores = pair.table("word_scores").query("method == 'integrated_gradients' and is_word")
+    wide = scores[scores["model"].isin(PAIR)].pivot(
+        index=["text", "model", "start"], columns="baseline", values="score"
+    )
+    turned = int((wide["mean"] * wide["eos"] < 0).sum())
+    assert f"for {turned} of {len(wide)} words" in str(say.turning_scores(pair)) and turned > 0
+    one = changed(pair, "word_scores", lambda table: table[table["baseline"] != "eos"])
+    assert say.turning_scores(one) is None
+
+
+def test_methods_behind_an_order_by_position_are_counted(pair):
+    board = pair.table("leaderboard")
+    ranks = {"last_to_first": 0.5, "integrated_gradients": 0.4}
+    made = board.assign(mean_rank=board["method"].map(ranks).fillna(2.0))
+    said = str(observed_methods.outranked(replace(pair, tables={**pair.tables, "leaderboard": made})))
+    methods = len(set(board["method"]) & set(pair.study.methods))
+    assert f"{methods - 1} of {methods} under base with words put at mean" in said
+    assert said.endswith("integrated gradients are among these in 0 of 2 lists.")
+    first = board.assign(mean_rank=np.where(board["method"] == "last_to_first", 9.0, 1.0))
+    none = observed_methods.outranked(replace(pair, tables={**pair.tables, "leaderboard": first}))
+    assert f"0 of {methods} under ru-ts" in str(none)
 
 
 def test_the_original_rule_both_ways(pair):

@@ -66,6 +66,7 @@ def pushed(found) -> list[Measured]:
     less = {
         "attention_heads": lambda t: t[t["head"] == 0],
         "faithfulness": lambda t: t[t["method"] != "ablation"],
+        "leaderboard": lambda t: t[t["model"] == "base"],
         "questions": lambda t: t[t["question"] != "gini"].assign(verdict="difference"),
     }
     return [changed(found, *push) for push in (*PUSH.items(), *less.items())] + [fewer, measured(("base", "ru-ts"))]

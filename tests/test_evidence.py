@@ -465,6 +465,16 @@ def test_a_claim_with_a_mark_of_its_own_is_told_with_it():
     )
 
 
+def test_the_verdicts_on_a_claim_are_counted():
+    table = pd.concat([claims("holds"), claims("holds"), claims("holds", claim="m"), claims(NONE, claim="m")])
+    told = evidence_sentences.over_corpus({"corpus_tests": table})
+    assert {claim: str(sentence) for claim, sentence in told.items()} == {
+        tables_of.EVEN: "holds",
+        "m": "holds in 1 of 2 tests and no difference found in 1 of 2 tests",
+    }
+    assert evidence_sentences.over_corpus({}) == {}
+
+
 def test_words_are_counted_where_every_model_has_them():
     table = pd.DataFrame(
         [("b", 3, 10, 6, 4, 2.03), ("c", 0, 0, 0, 0, float("nan"))],

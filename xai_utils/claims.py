@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from xai_utils import original
 from xai_utils.attention import statistics, uniform
 from xai_utils.compare import NONE, UNDECIDED
 from xai_utils.measured import IG, ORIGINAL, Measured
@@ -90,7 +91,7 @@ def _of(measured: Measured, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def first_position(measured: Measured) -> Verdict:
-    claim = Sentence("Integrated gradients give the first position a large negative share")
+    claim = Sentence(original.FIRST)
     undecided = counted(claim, pd.Series(dtype=bool), "")
     for method in (IG, ORIGINAL):
         every = _of(measured, measured.chosen("attributions", method, "moved"))
@@ -139,23 +140,23 @@ def original_delta(measured: Measured) -> Verdict:
 
 
 def smaller_negatives(measured: Measured) -> Verdict:
-    claim = Sentence("The adapted model's negative attributions are smaller")
+    claim = Sentence(original.LESS)
     return of_pair(measured, "negative", -1, claim)
 
 
 def more_even(measured: Measured) -> Verdict:
-    return of_pair(measured, "entropy", 1, Sentence("The adapted model spreads importance more evenly"))
+    return of_pair(measured, "entropy", 1, Sentence(original.EVEN))
 
 
 # ---- words
 
 
 def question_mark(measured: Measured) -> Verdict:
-    return _inhibits(measured, "?", Sentence("“?” inhibits the answer", {}))
+    return _inhibits(measured, "?", Sentence(original.MARK))
 
 
 def punctuation(measured: Measured) -> Verdict:
-    return _inhibits(measured, None, Sentence("and so do other punctuation marks"))
+    return _inhibits(measured, None, Sentence(original.MARKS))
 
 
 def _inhibits(measured: Measured, mark: str | None, claim: Sentence) -> Verdict:
@@ -205,7 +206,7 @@ def unstable_mark(measured: Measured) -> Verdict:
 
 
 def methods_agree(measured: Measured) -> Verdict:
-    claim = Sentence("Integrated gradients and ablation agree on which words matter")
+    claim = Sentence(original.AGREE)
     table = measured.table("agreement")
     if table.empty:
         return counted(claim, pd.Series(dtype=bool), "")

@@ -168,6 +168,23 @@ def corpus_claims(tables: Tables) -> list[Sentence]:
     return [_told(row) for _, row in rows.iterrows() if row["claim"]] if len(rows) else []
 
 
+def over_corpus(tables: Tables) -> dict[str, Sentence]:
+    """What the corpus study says of each of the original's claims: its verdict, or how often each where there are
+    several."""
+    rows = _main(_table(tables, "corpus_tests"))
+    found = {}
+    for claim, part in rows[rows["claim"] != ""].groupby("claim", sort=False) if len(rows) else ():
+        counts = part["verdict"].value_counts(sort=False)
+        tests = tuple(
+            Sentence("{verdict} in {k} of {n:#test/tests}", {"verdict": verdict, "k": int(k), "n": len(part)})
+            for verdict, k in counts.items()
+        )
+        found[claim] = (
+            Sentence("{tests}", {"tests": tests}) if len(counts) > 1 else Sentence("{all}", {"all": counts.index[0]})
+        )
+    return found
+
+
 def corpus_findings(tables: Tables) -> list[Sentence]:
     """What was asked without a claim of the original's, told in the same way."""
     rows = _main(_table(tables, "corpus_tests"))
@@ -191,7 +208,7 @@ def _told(row: pd.Series) -> Sentence:
         told = {HOLDS: HOLDS, FAILS: FAILS, NONE: "is not shown: no difference found", UNDECIDED: UNDECIDED}
         outcome = told.get(row["verdict"], "is turned round")
         form = "“{claim}” " + outcome + ". " + form
-        facts["claim"] = row["claim"][0].upper() + row["claim"][1:]
+        facts["claim"] = row["claim"]
     if row["paired"]:
         form += "{mean:.3g} under {model}, {start:.3g} under {base}, change {change:+.2g}"
         facts |= {"start": row["mean_base"], "base": row["base"], "change": row["difference"]}

@@ -32,6 +32,7 @@ from xai_utils.compare import (
 )
 from xai_utils.evaluate import LEAST, agreement, leaderboard
 from xai_utils.measured import IG
+from xai_utils.original import AGREE, EVEN, FIRST, LESS, MARK, MARKS
 
 Tables = Mapping[str, pd.DataFrame]
 PLACE = ["text", "model", "baseline", "sink"]
@@ -243,9 +244,6 @@ class Question:
     baseless: bool = False
 
 
-EVEN, LESS = "the adapted model spreads importance more evenly", "the adapted model's negative attributions are smaller"
-INHIBITS, FIRST = "“?” inhibits the answer", "the first position takes a large negative share"
-AGREE = "integrated gradients and ablation agree on what matters"
 SHARE = "share in the importance of the text's words"
 QUESTIONS = (
     Question("entropy", "evenness of importance over words (entropy, one is even)", True, EVEN, 1),
@@ -254,10 +252,10 @@ QUESTIONS = (
     Question("answer", "log-probability of the answer, nats a character", True, baseless=True),
     Question("pieces", "tokens that cover a word", True, baseless=True),
     Question("agreement_ablation", "rank correlation of integrated gradients and ablation", True),
-    Question("question_mark", f"“?” by integrated gradients: {SHARE}", False, INHIBITS, -1),
-    Question("question_mark_ablation", f"“?” by ablation: {SHARE}", False, INHIBITS, -1),
-    Question("other_marks", f"other punctuation by integrated gradients: {SHARE}", False),
-    Question("other_marks_ablation", f"other punctuation by ablation: {SHARE}", False),
+    Question("question_mark", f"“?” by integrated gradients: {SHARE}", False, MARK, -1),
+    Question("question_mark_ablation", f"“?” by ablation: {SHARE}", False, MARK, -1),
+    Question("other_marks", f"other punctuation by integrated gradients: {SHARE}", False, MARKS, -1),
+    Question("other_marks_ablation", f"other punctuation by ablation: {SHARE}", False, MARKS, -1),
     Question(
         "first_position", "first position, moved with the rest: score over the mean size of all", False, FIRST, -1, -1.0
     ),

@@ -18,7 +18,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from xai_utils import claims, evidence, observations, observed_methods, site
-from xai_utils.evidence_sentences import chosen_methods
+from xai_utils.evidence_sentences import chosen_methods, over_corpus
 from xai_utils.explain import METHODS
 from xai_utils.formats import method_name, to_markdown
 from xai_utils.limits import limits
@@ -279,9 +279,14 @@ def agreement_table(found: Measured) -> pd.DataFrame:
 
 
 def verdict_table(found: Measured) -> pd.DataFrame:
-    """Claims of the original study with their verdicts; sentences are finished Markdown already."""
+    """Claims of the original study with their verdicts; sentences are finished Markdown already.
+
+    The published study's has a column with the verdicts of the corpus study, where that has been run.
+    """
+    corpus = over_corpus(evidence.read()) if found.study.published else {}
     rows = [
         {"the original says": verdict.claim, "here": Sentence(f"**{verdict.outcome}**"), "because": verdict.because}
+        | ({"over the corpus": corpus.get(verdict.claim.form, "")} if corpus else {})
         for verdict in claims.verdicts(found)
     ]
     return pd.DataFrame(rows)

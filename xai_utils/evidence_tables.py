@@ -292,15 +292,13 @@ def tests(
 ) -> pd.DataFrame:
     """One row a question, model, baseline and sink; p values corrected in two families (see above).
 
-    `pairs` names the observation that a text belongs to. For a paired question `model` is compared with `base`;
-    otherwise `mean_base` is empty and the difference is from `against`. `at_default` is the same difference on the same
-    texts at the `default` baseline, for rows at another one.
+    `pairs` names the observation that each text of the study belongs to. For a paired question `model` is compared with
+    `base`, over observations all of whose texts were measured under both; otherwise `mean_base` is empty and the
+    difference is from `against`. `at_default` is the same difference on the same texts at the `default` baseline, for
+    rows at another one.
     """
-    rows = [
-        _asked(question, measured, pairs, base, default, place, seed)
-        for question in QUESTIONS
-        for place in _places(question, measured, base, default)
-    ]
+    panel = _Panel(measured, pd.Series(pairs), base, default, seed)
+    rows = [panel.ask(question, place) for question in QUESTIONS for place in panel.places(question)]
     table = pd.DataFrame([row for row in rows if row])
     if table.empty:
         return table
@@ -310,51 +308,60 @@ def tests(
     return found.assign(verdict=[verdict(int(sign), *rest) for sign, *rest in judged])
 
 
-def _places(question: Question, measured: pd.DataFrame, base: str, default: str) -> list[tuple[str, str, str]]:
-    """Models, baselines and sinks at which the question can be asked."""
-    values = measured[measured["measure"] == question.measure]
-    places = values[["model", "baseline", "sink"]].drop_duplicates().itertuples(index=False, name=None)
-    return [
-        place
-        for place in places
-        if not (question.paired and place[0] == base) and (not question.baseless or place[1] == default)
-    ]
+@dataclass(frozen=True)
+class _Panel:
+    """The measures of a study, to which one question after the other is put."""
 
+    measured: pd.DataFrame
+    pairs: pd.Series
+    base: str
+    default: str
+    seed: int
 
-def _asked(
-    question: Question,
-    measured: pd.DataFrame,
-    pairs: Mapping[str, str],
-    base: str,
-    default: str,
-    place: tuple[str, str, str],
-    seed: int,
-) -> dict[str, Any]:
-    """The row of one question at one place; empty where no text was measured under both models."""
-    model, baseline, sink = place
-    values = measured[(measured["measure"] == question.measure) & (measured["sink"] == sink)]
-    wide = values.pivot_table(index="text", columns=["baseline", "model"], values="value")
-    other = wide[baseline, model]
-    start = wide.get((baseline, base)) if question.paired else pd.Series(question.against, other.index)
-    if start is None:
-        return {}
-    texts = pd.DataFrame({"start": start, "other": other}).dropna()
-    both = texts.groupby(texts.index.map(pairs)).mean()
-    if both.empty:
-        return {}
-    there = None
-    if question.paired and baseline != default and {(default, base), (default, model)} <= set(wide.columns):
-        there = (wide[default, model] - wide[default, base]).reindex(texts.index).dropna()
-    keys = {"question": question.measure, "asked": question.asked, "paired": question.paired, "claim": question.claim}
-    keys |= {"sign": question.sign, "against": question.against, "model": model, "baseline": baseline, "sink": sink}
-    means = {"mean_base": both["start"].mean() if question.paired else None, "mean": both["other"].mean()}
-    test = paired_test(both["start"], both["other"], seed, RESOLUTION)
-    return (
-        keys
-        | means
-        | test
-        | {"at_default": None if there is None else there.groupby(there.index.map(pairs)).mean().mean()}
-    )
+    def places(self, question: Question) -> list[tuple[str, str, str]]:
+        """Models, baselines and sinks at which the question can be asked."""
+        values = self.measured[self.measured["measure"] == question.measure]
+        places = values[["model", "baseline", "sink"]].drop_duplicates().itertuples(index=False, name=None)
+        return [
+            (model, baseline, sink)
+            for model, baseline, sink in places
+            if not (question.paired and model == self.base) and (not question.baseless or baseline == self.default)
+        ]
+
+    def ask(self, question: Question, place: tuple[str, str, str]) -> dict[str, Any]:
+        """The row of one question at one place; empty where nothing was measured under both models."""
+        model, baseline, sink = place
+        values = self.measured[(self.measured["measure"] == question.measure) & (self.measured["sink"] == sink)]
+        wide = values.pivot_table(index="text", columns=["baseline", "model"], values="value")
+        if question.paired and (baseline, self.base) not in wide:
+            return {}
+        other = wide[baseline, model]
+        start = wide[baseline, self.base] if question.paired else pd.Series(question.against, other.index)
+        texts = {"start": start, "other": other}
+        if (
+            question.paired
+            and baseline != self.default
+            and {(self.default, self.base), (self.default, model)} <= {*wide}
+        ):
+            texts["at_default"] = wide[self.default, model] - wide[self.default, self.base]
+        both = self.observations(pd.DataFrame(texts).dropna(), question.paired)
+        if both.empty:
+            return {}
+        keys = {"question": question.measure, "asked": question.asked, "paired": question.paired}
+        keys |= {"claim": question.claim, "sign": question.sign, "against": question.against}
+        keys |= {"model": model, "baseline": baseline, "sink": sink}
+        means = {"mean_base": both["start"].mean() if question.paired else None, "mean": both["other"].mean()}
+        means["at_default"] = both["at_default"].mean() if "at_default" in both else None
+        return keys | means | paired_test(both["start"], both["other"], self.seed, RESOLUTION)
+
+    def observations(self, texts: pd.DataFrame, complete: bool) -> pd.DataFrame:
+        """Means over the texts of each observation; `complete` leaves out those of which a text is missing.
+
+        Half a translation pair is no smaller version of it: the two models may read one of its languages alike.
+        """
+        grouped = texts.groupby(self.pairs.reindex(texts.index))
+        whole = grouped.size() == self.pairs.value_counts().reindex(grouped.size().index)
+        return grouped.mean()[whole] if complete else grouped.mean()
 
 
 COUNTS = ("texts", "words", "beyond_floor", "real")

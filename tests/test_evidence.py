@@ -475,6 +475,18 @@ def test_the_verdicts_on_a_claim_are_counted():
     assert evidence_sentences.over_corpus({}) == {}
 
 
+def test_a_report_opens_with_what_the_corpus_found():
+    table = pd.concat([claims(FOUND), claims(NONE, asked="spread"), claims(FOUND, paired=False, asked="mark")])
+    said = str(evidence_sentences.corpus_tested({"corpus_tests": table}))
+    assert said == (
+        "Over up to 30 translation pairs of the corpus, the models differ in evenness (0.8 under a, 0.6 under b; "
+        "interval of the change -0.3 to -0.1, 30 pairs); no difference is found in spread."
+    )
+    none = evidence_sentences.corpus_tested({"corpus_tests": claims(NONE)})
+    assert str(none) == "Over up to 30 translation pairs of the corpus, no question finds a difference."
+    assert evidence_sentences.corpus_tested({}) is None
+
+
 def test_words_are_counted_where_every_model_has_them():
     table = pd.DataFrame(
         [("b", 3, 10, 6, 4, 2.03), ("c", 0, 0, 0, 0, float("nan"))],

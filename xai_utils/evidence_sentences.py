@@ -168,6 +168,32 @@ def corpus_claims(tables: Tables) -> list[Sentence]:
     return [_told(row) for _, row in rows.iterrows() if row["claim"]] if len(rows) else []
 
 
+def corpus_tested(tables: Tables) -> Sentence | None:
+    """What differs between the models over the corpus and what does not, for the opening of a report."""
+    rows = _main(_table(tables, "corpus_tests"))
+    rows = rows[rows["paired"].astype(bool)] if len(rows) else rows
+    if rows.empty:
+        return None
+    same = rows["verdict"].isin([NONE, UNDECIDED])
+    changed = tuple(
+        Sentence(
+            "{asked} ({start:.3g} under {base}, {mean:.3g} under {model}; interval of the change {low:+.2g} to "
+            "{high:+.2g}, {n:#pair/pairs})",
+            {"asked": row["asked"], "start": row["mean_base"], "base": row["base"], "mean": row["mean"]}
+            | {"model": row["model"], "low": row["low"], "high": row["high"], "n": int(row["n"])},
+        )
+        for _, row in rows[~same].iterrows()
+    )
+    form = "Over up to {n:#translation pair/translation pairs} of the corpus, "
+    form += "the models differ in {changed}" if changed else "no question finds a difference"
+    if same.any() and changed:
+        form += "; no difference is found in {none}"
+    facts = {"n": int(rows["n"].max()), "none": tuple(rows.loc[same, "asked"])} | (
+        {"changed": changed} if changed else {}
+    )
+    return Sentence(form + ".", facts)
+
+
 def over_corpus(tables: Tables) -> dict[str, Sentence]:
     """What the corpus study says of each of the original's claims: its verdict, or how often each where there are
     several."""

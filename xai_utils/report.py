@@ -18,7 +18,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from xai_utils import claims, evidence, observations, observed_methods, site
-from xai_utils.evidence_sentences import chosen_methods, over_corpus
+from xai_utils.evidence_sentences import chosen_methods, corpus_tested, over_corpus
 from xai_utils.explain import METHODS
 from xai_utils.formats import method_name, to_markdown
 from xai_utils.limits import limits
@@ -92,6 +92,7 @@ def render(found: Measured, figures: Figures) -> str:
         figure=figures.show,
         headline=headline(found),
         raw=lambda label: Finished(fenced(raw_scores(found, label))),
+        corpus=corpus_tested(evidence.read()) if found.study.published else None,
         evidence={name: sentences for name, sentences in evidence_of(found).items() if sentences},
         limits=limits(found),
     )

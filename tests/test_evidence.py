@@ -203,6 +203,8 @@ def test_a_model_without_certified_scores_counts_no_words():
     tables["certificates"] = proofs.assign(converged=proofs["converged"] & (proofs["model"] != "b"))
     found = tables_of.changes(tables, "a", ("mean",)).set_index("model")
     assert found.loc["b", list(tables_of.COUNTS)].tolist() == [0, 0, 0, 0]
+    once = tables_of.changes(corpus_tables(EVEN, PEAKED), "a", ("mean",)).set_index("model")
+    assert once.loc["b", list(tables_of.COUNTS)].tolist() == [0, 0, 0, 0]  # no second baseline, so no stable sign
 
 
 def test_controls_and_other_baselines_are_corrected_apart():

@@ -393,7 +393,8 @@ def changes(tables: Tables, base: str, baselines: Sequence[str]) -> pd.DataFrame
 
 
 def _counted(difference: pd.DataFrame, common: set[tuple[str, int]]) -> dict[str, float]:
-    rows = difference[[place in common for place in zip(difference["text"], difference["start"], strict=True)]]
+    shared = [place in common for place in zip(difference["text"], difference["start"], strict=True)]
+    rows = difference[np.array(shared, dtype=bool)]
     counts = (rows["text"].nunique(), len(rows), int(rows["beyond_floor"].sum()), int(real(rows).sum()))
     return dict(zip(COUNTS, counts, strict=True)) | {"mean_size": rows["difference"].abs().mean()}
 

@@ -139,11 +139,11 @@ def test_methods_behind_an_order_by_position_are_counted(pair):
     made = board.assign(mean_rank=board["method"].map(ranks).fillna(2.0))
     said = str(observed_methods.outranked(replace(pair, tables={**pair.tables, "leaderboard": made})))
     methods = len(set(board["method"]) & set(pair.study.methods))
-    assert f"{methods - 1} of {methods} under base with words put at mean" in said
+    assert f"{methods - 1} of {methods} methods under base with words put at mean" in said
     assert said.endswith("integrated gradients are among these in 0 of 2 lists.")
     first = board.assign(mean_rank=np.where(board["method"] == "last_to_first", 9.0, 1.0))
     none = observed_methods.outranked(replace(pair, tables={**pair.tables, "leaderboard": first}))
-    assert f"0 of {methods} under ru-ts" in str(none)
+    assert f"0 of {methods} methods under ru-ts" in str(none)
 
 
 def test_the_original_rule_both_ways(pair):

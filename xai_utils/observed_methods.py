@@ -140,12 +140,12 @@ def outranked(measured: Measured) -> Sentence | None:
             worse = methods > controls.min()
             behind.append(bool(worse.get(IG, False)))
             facts = {"k": int(worse.sum()), "n": len(methods), "label": label, "deletion": deletion}
-            parts.append(Sentence("{k} of {n} under {label} with words put at {deletion}", facts))
+            parts.append(Sentence("{k} of {n} methods under {label} with words put at {deletion}", facts))
     if not parts:
         return None
     return Sentence(
-        "An order of the words by position alone has a better mean rank than {parts} methods; integrated gradients are "
-        "among these in {behind} of {n:#list/lists}.",
+        "By mean rank an order of the words by position alone stands before {parts}; integrated gradients are among "
+        "these in {behind} of {n:#list/lists}.",
         {"parts": tuple(parts), "behind": sum(behind), "n": len(behind)},
     )
 

@@ -131,8 +131,8 @@ def _draw_path(axes: Axes, view: PathView) -> None:
         axes.set_ylim(min(1.5 * lowest, -0.2 * linear), max(1.5 * highest, 0.2 * linear))
     axes.grid(axis="y")
     axes.set_title(f"{readable(view.title, 10**6)}\n{view.certificate.verdict}")
-    scale = ", logarithmic beyond the first tick" if axes.get_yscale() == "symlog" else ""
-    axes.set_ylabel(f"change of the target ({view.unit}{scale})")
+    scale = "\nlogarithmic beyond the first tick" if axes.get_yscale() == "symlog" else ""
+    axes.set_ylabel(f"change of the target ({view.unit}){scale}")
 
 
 def _draw_pieces(axes: Axes, view: PathView) -> None:

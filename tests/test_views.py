@@ -115,7 +115,7 @@ def test_comparison_is_the_difference_table(twins, drawn):
     own = twins.on(TextEntry(id="own", text=TEXT, answer=ANSWER))
     found = [own.tables(["integrated_gradients"], baseline=name) for name in ("mean", "zero")]
     words, proofs = (pd.concat([tables[name] for tables in found]) for name in ("word_scores", "certificates"))
-    expected = differences(words, proofs, "base", "twin", "mean")
+    expected = differences(words, proofs, "base", "twin", twins.study.baseline)
     pd.testing.assert_frame_equal(drawn["pair"][0], expected)
     sure = expected["beyond_floor"] & (expected["sign_stable"] == True)  # noqa: E712 - missing is not true
     assert view.line.startswith(f"{sure.sum()} of {len(expected)} differences count")

@@ -198,14 +198,14 @@ def over_corpus(tables: Tables) -> dict[str, Sentence]:
     """What the corpus study says of each of the original's claims: its verdict, or how often each where there are
     several."""
     rows = _main(_table(tables, "corpus_tests"))
-    found = {}
+    found: dict[str, Sentence] = {}
     for claim, part in rows[rows["claim"] != ""].groupby("claim", sort=False) if len(rows) else ():
         counts = part["verdict"].value_counts(sort=False)
         tests = tuple(
             Sentence("{verdict} in {k} of {n:#test/tests}", {"verdict": verdict, "k": int(k), "n": len(part)})
             for verdict, k in counts.items()
         )
-        found[claim] = (
+        found[str(claim)] = (
             Sentence("{tests}", {"tests": tests}) if len(counts) > 1 else Sentence("{all}", {"all": counts.index[0]})
         )
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,28 +83,26 @@ def render(found: Measured, figures: Figures) -> str:
         keep_trailing_newline=True,
     )
     said = {observation.__name__: observation(found) for observation in observations.ALL + observed_methods.ALL}
+    studies = evidence.read() if found.study.published else {}  # the long studies share the published one's models
     text = environment.get_template("index.md.j2").render(
         title=json.dumps(title(found).plain, ensure_ascii=False).translate({ord("{"): "\\u007b"}),
         heading=title(found),
         found=found,
         said=said,
-        verdicts=Finished(to_markdown(verdict_table(found))),
+        verdicts=Finished(to_markdown(verdict_table(found, over_corpus(studies)))),
         tables={name: Finished(to_markdown(table)) for name, table in tables(found).items() if len(table)},
         figure=figures.show,
         headline=headline(found),
         raw=lambda label: Finished(fenced(raw_scores(found, label))),
-        corpus=corpus_tested(evidence.read()) if found.study.published else None,
-        evidence={name: sentences for name, sentences in evidence_of(found).items() if sentences},
+        corpus=corpus_tested(studies),
+        evidence={name: sentences for name, sentences in evidence_of(found, studies).items() if sentences},
         limits=limits(found),
     )
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def evidence_of(found: Measured) -> dict[str, list[Sentence]]:
-    """What the long studies add, by heading: for the published study alone, whose models they share."""
-    if not found.study.published:
-        return {}
-    tables = evidence.read()
+def evidence_of(found: Measured, tables: Mapping[str, pd.DataFrame]) -> dict[str, list[Sentence]]:
+    """What the tables of the long studies add, by heading."""
     told, here = evidence.said(tables), chosen_methods(tables, found.table("faithfulness"))
     return told | {"Methods": told["Methods"] + [here]} if here else told
 
@@ -279,15 +278,14 @@ def agreement_table(found: Measured) -> pd.DataFrame:
     return both.assign(method_a=both["method_a"].map(method_name), method_b=both["method_b"].map(method_name))
 
 
-def verdict_table(found: Measured) -> pd.DataFrame:
+def verdict_table(found: Measured, corpus: Mapping[str, Sentence]) -> pd.DataFrame:
     """Claims of the original study with their verdicts; sentences are finished Markdown already.
 
-    The published study's has a column with the verdicts of the corpus study, where that has been run.
+    `corpus` says what became of a claim over the corpus; a column, where there is any.
     """
-    corpus = over_corpus(evidence.read()) if found.study.published else {}
     rows = [
         {"the original says": verdict.claim, "here": Sentence(f"**{verdict.outcome}**"), "because": verdict.because}
-        | ({"over the corpus": corpus.get(verdict.claim.form, "")} if corpus else {})
+        | ({"over the corpus": corpus.get(verdict.claim.form, Sentence(""))} if corpus else {})
         for verdict in claims.verdicts(found)
     ]
     return pd.DataFrame(rows)

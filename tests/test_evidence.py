@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from tests.tiny import tiny_loaded
-from xai_utils import evidence, evidence_sentences, explain
+from xai_utils import corpus_tables, evidence, evidence_sentences, explain
 from xai_utils import evidence_tables as tables_of
 from xai_utils.compare import FOUND, NONE, UNDECIDED, paired_test
 from xai_utils.evidence_sentences import chosen_methods
@@ -30,7 +30,7 @@ def test_the_corpus_is_thirty_pairs_in_six_groups():
     for entry in texts.values():
         twin = texts[entry.pair]
         assert twin.pair == entry.id and twin.group == entry.group and twin.language != entry.language
-        assert entry.answer.startswith(" ") and tables_of.is_punctuation(entry.answer[-1])
+        assert entry.answer.startswith(" ") and corpus_tables.is_punctuation(entry.answer[-1])
         assert bool(entry.contrast) == bool(twin.contrast)
     counts = pd.Series([entry.group for entry in texts.values()]).value_counts()
     assert set(counts.index) == {"fact", "agreement", "negation", "idiom", "numeral", "name"} and set(counts) == {10}
@@ -103,7 +103,7 @@ def test_what_a_baseline_costs():
     assert table.loc["eos", "rank_mean"] == pytest.approx(stats.spearmanr([1, 2, 3, 4], [1, 3, 2, 4]).statistic)
 
 
-def corpus_tables(values, base_values):
+def made_tables(values, base_values):
     """Tables of several texts under base `a` and twin `b`, with marks, ablation and a run that moves the sink."""
     scores, proofs, tokens = [], [], []
     for index, (own, start) in enumerate(zip(values, base_values, strict=True)):
@@ -132,8 +132,8 @@ PEAKED = [[5.0, 0.3, 0.2, 0.1, -0.1 - index / 50] for index in range(8)]
 
 
 def test_measures_against_what_a_hand_computes():
-    tables = corpus_tables(EVEN, PEAKED)
-    found = tables_of.measures(tables, "mean").set_index(["measure", "text", "model"])["value"]
+    tables = made_tables(EVEN, PEAKED)
+    found = corpus_tables.measures(tables, "mean").set_index(["measure", "text", "model"])["value"]
     row = np.array(PEAKED[2])
     assert found["question_mark", "t2", "a"] == pytest.approx(row[4] / np.abs(row).sum())
     assert found["other_marks", "t2", "a"] == pytest.approx(row[3] / np.abs(row).sum())
@@ -149,17 +149,17 @@ def test_measures_against_what_a_hand_computes():
 
 
 def test_what_did_not_converge_is_not_measured():
-    tables = corpus_tables(EVEN, PEAKED)
+    tables = made_tables(EVEN, PEAKED)
     failed = (tables["certificates"]["text"] == "t1") & (tables["certificates"]["model"] == "a")
     tables["certificates"].loc[failed, "converged"] = False
-    found = tables_of.measures(tables, "mean")
+    found = corpus_tables.measures(tables, "mean")
     left = found[(found["text"] == "t1") & (found["model"] == "a")]["measure"]
     assert set(left) == {"question_mark_ablation", "other_marks_ablation", "answer"}
 
 
 def test_every_question_gets_its_verdict_and_swapping_the_models_turns_it():
     pairs = {f"t{index}": f"t{index}" for index in range(8)}
-    found = tables_of.tests(tables_of.measures(corpus_tables(EVEN, PEAKED), "mean"), pairs, "a", "mean")
+    found = corpus_tables.tests(corpus_tables.measures(made_tables(EVEN, PEAKED), "mean"), pairs, "a", "mean")
     verdicts = found.set_index(["question", "model", "paired"])["verdict"]
     assert verdicts["entropy", "b", True] == verdicts["gini", "b", True] == "holds"
     assert verdicts["question_mark", "a", False] == verdicts["question_mark", "b", False] == "holds"
@@ -167,16 +167,16 @@ def test_every_question_gets_its_verdict_and_swapping_the_models_turns_it():
     assert verdicts["first_position", "a", False] == "holds"
     assert verdicts["pieces", "b", True] == "no difference found"
     assert (found["p_adjusted"] >= found["p"] - 1e-12).all()
-    turned = tables_of.tests(tables_of.measures(corpus_tables(PEAKED, EVEN), "mean"), pairs, "a", "mean")
+    turned = corpus_tables.tests(corpus_tables.measures(made_tables(PEAKED, EVEN), "mean"), pairs, "a", "mean")
     assert turned.set_index(["question", "model", "paired"])["verdict"]["entropy", "b", True] == "the opposite holds"
-    same = tables_of.tests(tables_of.measures(corpus_tables(EVEN, EVEN), "mean"), pairs, "a", "mean")
+    same = corpus_tables.tests(corpus_tables.measures(made_tables(EVEN, EVEN), "mean"), pairs, "a", "mean")
     assert set(same[same["paired"]]["verdict"]) == {"no difference found"}
 
 
 def test_the_two_texts_of_a_pair_are_one_observation():
-    measured = tables_of.measures(corpus_tables(EVEN, PEAKED), "mean")
+    measured = corpus_tables.measures(made_tables(EVEN, PEAKED), "mean")
     pairs = {f"t{index}": f"p{index // 2}" for index in range(8)}
-    row = tables_of.tests(measured, pairs, "a", "mean").set_index(["question", "paired"]).loc[("entropy", True)]
+    row = corpus_tables.tests(measured, pairs, "a", "mean").set_index(["question", "paired"]).loc[("entropy", True)]
     wide = measured[measured["measure"] == "entropy"].pivot_table(index="text", columns="model", values="value")
     by_hand = wide.groupby(wide.index.map(pairs)).mean()
     assert row["n"] == 4
@@ -185,44 +185,44 @@ def test_the_two_texts_of_a_pair_are_one_observation():
 
 
 def test_differences_are_counted_over_texts_with_two_baselines():
-    tables = corpus_tables(EVEN, PEAKED)
+    tables = made_tables(EVEN, PEAKED)
     shown = [
         row
         for model, values in (("a", PEAKED[0]), ("b", EVEN[0]))
         for row in words_of(values, "t0", model, baseline="eos", marks=["w0", "w1", "w2", ",", "?"])
     ]
     tables["word_scores"] = pd.concat([tables["word_scores"], pd.DataFrame(shown)])
-    found = tables_of.changes(tables, "a", ("mean", "eos")).set_index("model")
+    found = corpus_tables.changes(tables, "a", ("mean", "eos")).set_index("model")
     assert found.loc["b", ["texts", "words", "real"]].tolist() == [1, 5, 5]
     assert found.loc["b", "mean_size"] == pytest.approx(np.abs(np.subtract(EVEN[0], PEAKED[0])).mean())
 
 
 def test_a_model_without_certified_scores_counts_no_words():
-    tables = corpus_tables(EVEN, PEAKED)
+    tables = made_tables(EVEN, PEAKED)
     proofs = tables["certificates"]
     tables["certificates"] = proofs.assign(converged=proofs["converged"] & (proofs["model"] != "b"))
-    found = tables_of.changes(tables, "a", ("mean",)).set_index("model")
-    assert found.loc["b", list(tables_of.COUNTS)].tolist() == [0, 0, 0, 0]
-    once = tables_of.changes(corpus_tables(EVEN, PEAKED), "a", ("mean",)).set_index("model")
-    assert once.loc["b", list(tables_of.COUNTS)].tolist() == [0, 0, 0, 0]  # no second baseline, so no stable sign
+    found = corpus_tables.changes(tables, "a", ("mean",)).set_index("model")
+    assert found.loc["b", list(corpus_tables.COUNTS)].tolist() == [0, 0, 0, 0]
+    once = corpus_tables.changes(made_tables(EVEN, PEAKED), "a", ("mean",)).set_index("model")
+    assert once.loc["b", list(corpus_tables.COUNTS)].tolist() == [0, 0, 0, 0]  # no second baseline, so no stable sign
 
 
 def test_controls_and_other_baselines_are_corrected_apart():
-    measured = tables_of.measures(corpus_tables(EVEN, PEAKED), "mean")
+    measured = corpus_tables.measures(made_tables(EVEN, PEAKED), "mean")
     pairs = {f"t{index}": f"t{index}" for index in range(8)}
-    alone = tables_of.tests(measured, pairs, "a", "mean").set_index(["question", "model", "paired"])["p_adjusted"]
+    alone = corpus_tables.tests(measured, pairs, "a", "mean").set_index(["question", "model", "paired"])["p_adjusted"]
     control = measured[measured["model"] == "b"].assign(model="c")
-    both = tables_of.tests(pd.concat([measured, control]), pairs, "a", "mean", ["c"])
+    both = corpus_tables.tests(pd.concat([measured, control]), pairs, "a", "mean", ["c"])
     again = both.set_index(["question", "model", "paired"])["p_adjusted"]
     pd.testing.assert_series_equal(again.loc[alone.index], alone)
 
 
 def test_a_small_effect_of_the_claimed_sign_is_not_a_large_one():
-    measured = tables_of.measures(corpus_tables(EVEN, PEAKED), "mean")
+    measured = corpus_tables.measures(made_tables(EVEN, PEAKED), "mean")
     first = measured["measure"] == "first_position"
     small = measured.assign(value=measured["value"].where(~first, -0.1 - measured.index / 1e4))
     pairs = {f"t{index}": f"t{index}" for index in range(8)}
-    found = tables_of.tests(small, pairs, "a", "mean").set_index(["question", "model", "paired"])["verdict"]
+    found = corpus_tables.tests(small, pairs, "a", "mean").set_index(["question", "model", "paired"])["verdict"]
     assert found["first_position", "a", False] == "does not hold"
 
 
@@ -368,7 +368,7 @@ def test_the_corpus_study_answers_its_questions(tiny):
     summary = evidence.run("corpus", folder=folder)
     tables = evidence.read(folder)
     tests = tables["corpus_tests"]
-    asked = {(question.measure, question.paired) for question in tables_of.QUESTIONS}
+    asked = {(question.measure, question.paired) for question in corpus_tables.QUESTIONS}
     missing = asked - set(tests[["question", "paired"]].itertuples(index=False, name=None))
     assert missing == set()
     assert set(tests[tests["paired"]]["model"]) == {"twin", "shuffled"}
@@ -418,7 +418,7 @@ def test_a_sentence_follows_its_table():
 
 
 def claims(verdict, difference=-0.2, **more):
-    row = {"question": "entropy", "asked": "evenness", "paired": True, "claim": tables_of.EVEN, "sign": 1}
+    row = {"question": "entropy", "asked": "evenness", "paired": True, "claim": corpus_tables.EVEN, "sign": 1}
     row |= {"model": "b", "base": "a", "role": "adapted", "baseline": "mean", "default": "mean", "sink": "kept"}
     row |= {
         "mean_base": 0.8,
@@ -471,7 +471,7 @@ def test_the_verdicts_on_a_claim_are_counted():
     table = pd.concat([claims("holds"), claims("holds"), claims("holds", claim="m"), claims(NONE, claim="m")])
     told = evidence_sentences.over_corpus({"corpus_tests": table})
     assert {claim: str(sentence) for claim, sentence in told.items()} == {
-        tables_of.EVEN: "holds",
+        corpus_tables.EVEN: "holds",
         "m": "holds in 1 of 2 tests and no difference found in 1 of 2 tests",
     }
     assert evidence_sentences.over_corpus({}) == {}
@@ -492,7 +492,7 @@ def test_a_report_opens_with_what_the_corpus_found():
 def test_words_are_counted_where_every_model_has_them():
     table = pd.DataFrame(
         [("b", 3, 10, 6, 4, 2.03), ("c", 0, 0, 0, 0, float("nan"))],
-        columns=["model", *tables_of.COUNTS, "mean_size"],
+        columns=["model", *corpus_tables.COUNTS, "mean_size"],
     )
     said = str(evidence_sentences.controls({"corpus_changes": table}))
     assert "b in 4 of 10 words (mean absolute difference over all of these 2.03 nats)" in said and "c in" not in said

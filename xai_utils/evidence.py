@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from xai_utils import corpus_tables
 from xai_utils import evidence_tables as tables_of
 from xai_utils.attribution import Attribution
 from xai_utils.comparison import deletion_tests
@@ -214,13 +215,13 @@ def run_corpus(book: Explainer, folder: Path) -> None:
         tables = {
             name: pd.concat([part[name] for part in parts if len(part[name])], ignore_index=True) for name in found
         }
-        measured = tables_of.measures(tables, study.baseline)
-        tests = tables_of.tests(measured, observations, base, study.baseline, controls, study.seed)
+        measured = corpus_tables.measures(tables, study.baseline)
+        tests = corpus_tables.tests(measured, observations, base, study.baseline, controls, study.seed)
         told = tests.assign(role=tests["model"].map(role), base=base, default=study.baseline)
         publish(told, "corpus_tests", folder)
         publish(measured, "corpus_measures", folder)
-        publish(tables_of.changes(tables, base, study.baselines), "corpus_changes", folder)
-        publish(tables_of.proof_table(tables["certificates"]), "corpus_certificates", folder)
+        publish(corpus_tables.changes(tables, base, study.baselines), "corpus_changes", folder)
+        publish(corpus_tables.proof_table(tables["certificates"]), "corpus_certificates", folder)
         publish(provenance(study, book.models.values()), "corpus_provenance", folder)
         summarise(folder)
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 import pandas as pd
 
 from xai_utils.compare import NONE, UNDECIDED
-from xai_utils.evidence_tables import FAILS, HOLDS, best_method
+from xai_utils.corpus_tables import FAILS, HOLDS
+from xai_utils.evidence_tables import best_method
 from xai_utils.formats import method_name
 from xai_utils.sentences import Sentence
 

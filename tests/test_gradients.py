@@ -71,6 +71,25 @@ def test_words_conserve_the_sum(model):
     assert np.nansum(found.word_scores) == pytest.approx(np.nansum(found.scores), abs=1e-9)
 
 
+@pytest.mark.parametrize("method", [gradients.integrated_gradients, gradients.fixed_steps])
+def test_what_stands_in_front_of_the_text_is_kept_out_of_the_passes(method, monkeypatch):
+    """A path that leaves a long beginning alone runs through the model's layers without it, to the same scores."""
+    model = tiny_loaded("llama")
+    case = case_of("The capital of France is", " Paris.", model)
+    kept = len(case.tokens) // 2
+    monkeypatch.setattr("xai_utils.baselines.moved", lambda case, keep_sink: torch.arange(len(case.tokens)) >= kept)
+    lengths = []
+    hook = model.model.model.layers[0].register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
+    found = method(model, case, make_target(model, case), keep_sink=True)
+    most = max(lengths[3:])  # behind the trial of the kept keys and values and their one whole pass
+    monkeypatch.setattr("xai_utils.target.WORTH", 2)
+    whole = method(model, case, make_target(model, case), keep_sink=True)
+    hook.remove()
+    answer = max(lengths) - len(case.tokens)
+    assert most == len(case.tokens) - kept + answer
+    assert np.allclose(found.scores, whole.scores, atol=1e-4, equal_nan=True)
+
+
 def test_input_x_gradient_by_hand(model, case):
     target = make_target(model, case)
     found = gradients.input_x_gradient(model, case, target)

@@ -128,6 +128,39 @@ def test_chunks_of_a_batch_give_what_each_row_gives(kind, monkeypatch):
     assert torch.allclose(objective.values_and_gradients(rows)[0], alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["logprob", "contrast"])
+def test_a_pass_behind_what_is_unchanged_gives_what_whole_passes_give(architecture, kind):
+    model = tiny_loaded(architecture)
+    case = case_of(model)
+    objective = Objective(model, case, make_target(model, case, kind))
+    since = len(case.tokens) // 2
+    noise = torch.randn(5, *objective.inputs.shape, generator=torch.Generator().manual_seed(1))
+    noise[:, :since] = 0
+    rows = objective.inputs + 0.1 * noise
+    assert objective.unchanged(rows[0]) == since
+    values, gradients = objective.values_and_gradients(rows)
+    behind, slopes = objective.values_and_gradients(rows[:, since:], since)
+    assert torch.allclose(behind, values, atol=1e-4)
+    assert torch.allclose(slopes, gradients[:, since:], atol=1e-4 * float(gradients.abs().max()))
+    assert torch.allclose(objective.values(rows[:, since:], since), values, atol=1e-4)
+
+
+def test_a_short_beginning_and_a_target_of_all_logits_take_whole_passes():
+    model = tiny_loaded("llama")
+    case = case_of(model)
+    start = Objective(model, case, make_target(model, case)).inputs.clone()
+    start[len(start) // 2 :] = 0
+    assert Objective(model, case, make_target(model, case)).unchanged(start) == len(start) // 2
+    assert Objective(model, case, make_target(model, case, "sum_logits")).unchanged(start) == 0
+    long = case_of(model, text="one two three four five six seven eight nine")
+    objective = Objective(model, long, make_target(model, long))
+    start = torch.zeros_like(objective.inputs)
+    start[0] = objective.inputs[0]
+    assert len(start) > 8
+    assert objective.unchanged(start) == 0
+
+
 def test_passes_are_counted():
     model = tiny_loaded("llama")
     case = case_of(model)

@@ -6,6 +6,7 @@ captum does the fixed rule and the sampling.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import captum.attr
@@ -118,15 +119,17 @@ def fixed_steps(
     """
     objective = Objective(model, case, target)
     start = baseline_rows(model, case, baseline, keep_sink)[0]
-    ends = objective.values(torch.stack([start, objective.inputs])).double().tolist()
-    scores = captum.attr.IntegratedGradients(objective).attribute(
-        objective.inputs[None],
+    since = objective.unchanged(start)
+    start, inputs = start[since:], objective.inputs[since:]
+    ends = objective.values(torch.stack([start, inputs]), since).double().tolist()
+    found = captum.attr.IntegratedGradients(functools.partial(objective, since=since)).attribute(
+        inputs[None],
         baselines=start[None],
         n_steps=steps,
         method="gausslegendre",
-        internal_batch_size=objective.batch,
+        internal_batch_size=objective.room(since),
     )
-    scores = _summed(scores[0], model, target)
+    scores = np.pad(_summed(found[0], model, target), (since, 0))
     delta = float(scores.sum() - (ends[1] - ends[0]))
     certificate = Certificate(
         tolerance=tolerance,

@@ -83,8 +83,9 @@ class _Path:
     """The straight path from `start` to the objective's own inputs."""
 
     def __init__(self, objective: Objective, start: Float[Tensor, "position hidden"]):
-        self.objective, self.start = objective, start
-        self.step = objective.inputs - start
+        self.objective, self.since = objective, objective.unchanged(start)
+        self.start = start[self.since :]
+        self.step = objective.inputs[self.since :] - self.start
         self.ends: dict[float, float] = {}
 
     def _points(self, alphas: np.ndarray) -> Float[Tensor, "point position hidden"]:
@@ -93,14 +94,14 @@ class _Path:
     def add_ends(self, alphas: list[float]) -> None:
         new = sorted({alpha for alpha in alphas if alpha not in self.ends})
         if new:
-            found = self.objective.values(self._points(np.array(new)))
+            found = self.objective.values(self._points(np.array(new)), self.since)
             self.ends.update(zip(new, found.double().tolist(), strict=True))
 
     def integrand(self, alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """F and the scores' densities (gradient times step, summed over the embedding axis) at some points."""
-        values, gradients = self.objective.values_and_gradients(self._points(alphas))
+        values, gradients = self.objective.values_and_gradients(self._points(alphas), self.since)
         densities = torch.einsum("nph,ph->np", gradients.double(), self.step.double())
-        return values.double().cpu().numpy(), densities.cpu().numpy()
+        return values.double().cpu().numpy(), np.pad(densities.cpu().numpy(), ((0, 0), (self.since, 0)))
 
     @property
     def scale(self) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from xai_utils.models import LoadedModel
@@ -21,6 +22,7 @@ from xai_utils.text import Case
 
 UNITS = {"logprob": "nats", "logit": "logits", "contrast": "nats", "sum_logits": "logits"}
 KEPT_PER_BATCH = 8 * TOKENS_PER_BATCH  # positions whose keys and values one pass may hold: 400 MB for the default model
+WORTH = 1 / 8  # of a prompt's positions: kept keys and values of fewer cost what they save
 
 Stems = tuple[Prefix, Tensor]  # beginnings of prompts, and which of them each row of a batch continues
 
@@ -89,18 +91,28 @@ class Objective:
 
     @property
     def batch(self) -> int:
-        """Sequences in one pass."""
+        """Sequences in one whole pass."""
         return self.room(0)
 
     def room(self, since: int) -> int:
         """Sequences in one pass that starts at position `since`."""
         return max(min(TOKENS_PER_BATCH // (self.length - since), KEPT_PER_BATCH // self.length), 1)
 
-    def __call__(self, embeds: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Target of each row of `embeds`; `mask` [batch, position] is 0 where a prompt is padded on the right."""
+    def __call__(self, embeds: Tensor, mask: Tensor | None = None, since: int = 0) -> Tensor:
+        """Target [batch] of rows of embeddings [batch, position - since, hidden], behind the prompt's first `since`.
+
+        `mask` [batch, position] is 0 where a prompt is padded on the right; with it, rows must be whole.
+        """
         if mask is not None and self.target.kind != "sum_logits":
             return torch.cat([self(row[None, : int(keep.sum())]) for row, keep in zip(embeds, mask, strict=True)])
-        return self._outcomes(embeds, mask)[0]
+        return self._outcomes(embeds, mask, since)[0]
+
+    def unchanged(self, start: Float[Tensor, "position hidden"]) -> int:
+        """How many positions a path from `start` leaves as they are before the first that moves, where a pass gains by
+        starting behind them; else 0."""
+        moving = (start != self.inputs).any(-1).nonzero()
+        first = int(moving[0]) if len(moving) else 0
+        return first if first >= WORTH * len(start) and self.reuses_prefix else 0
 
     def _outcomes(
         self, embeds: Tensor, mask: Tensor | None = None, since: int = 0, stems: Stems | None = None
@@ -130,9 +142,9 @@ class Objective:
         return logits.gather(-1, answer.expand(len(embeds), -1)[..., None]).sum((1, 2)), own
 
     @torch.no_grad()
-    def values(self, embeds: Tensor) -> Tensor:
-        """F without gradients, in chunks: [batch]."""
-        return torch.cat([self(chunk) for chunk in embeds.split(self.batch)])
+    def values(self, embeds: Tensor, since: int = 0) -> Tensor:
+        """F without gradients, in chunks: [batch]; `embeds` stand for the positions from `since` on."""
+        return torch.cat([self(chunk, since=since) for chunk in embeds.split(self.room(since))])
 
     @property
     def reuses_prefix(self) -> bool:
@@ -148,15 +160,15 @@ class Objective:
         """
         return self._outcomes(embeds, since=since, stems=stems)
 
-    def values_and_gradients(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """F [batch] and its gradient [batch, position, hidden], in chunks.
+    def values_and_gradients(self, embeds: Tensor, since: int = 0) -> tuple[Tensor, Tensor]:
+        """F [batch] and its gradient [batch, position - since, hidden], in chunks, at the positions from `since` on.
 
         Raises UserError when a gradient is not finite, which names where it happened.
         """
         values, gradients = [], []
-        for chunk in embeds.detach().split(self.batch):
+        for chunk in embeds.detach().split(self.room(since)):
             leaf = chunk.clone().requires_grad_(True)
-            value = self(leaf)
+            value = self(leaf, since=since)
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
             values.append(value.detach())
             gradients.append(gradient)

@@ -2,7 +2,8 @@
 
 Every measurement is a process of its own, and repeats are interleaved, so that a machine that slows down slows all of
 them; the median is kept. `share_of_limit` is the least number of floating-point operations known for the work (those
-that ours makes), over the time, over the rate of a large matrix product of the same dtype and threads.
+that ours makes), over the time, over the rate of a large matrix product of the same dtype and threads, which each
+process measures before and after its work.
 """
 
 import json
@@ -55,7 +56,7 @@ def sampled(jobs: list[Job], dtype: str, repeats: int) -> Iterator[tuple[Job, di
             yield job, found
 
 
-def row(job: Job, dtype: str, runs: list[dict[str, Any]], mine: dict[str, Any], limit: float) -> dict[str, Any]:
+def row(job: Job, dtype: str, runs: list[dict[str, Any]], mine: dict[str, Any]) -> dict[str, Any]:
     """One line of results.csv; a peer that failed has its reason in place of numbers."""
     work, peer, tokens = job
     keys = {"work": work, "tokens": tokens, "peer": peer, "dtype": dtype}
@@ -69,14 +70,13 @@ def row(job: Job, dtype: str, runs: list[dict[str, Any]], mine: dict[str, Any], 
         "seconds": seconds,
         "ratio": mine["median"] / seconds,
         "peak_mb": statistics.median(run["peak_mb"] for run in runs),
-        "share_of_limit": mine["operations"] / limit / seconds,
+        "share_of_limit": mine["operations"] / statistics.median(run["seconds"] * run["rate"] for run in runs),
         "error": error,
     }
 
 
 def rows_of(jobs: list[Job], dtype: str, repeats: int) -> list[dict[str, Any]]:
     """The lines of one work at one length, all measured in one go."""
-    limit = measured("rate", dtype)["rate"]
     runs: dict[Job, list[dict[str, Any]]] = {job: [] for job in jobs}
     for job, found in sampled(jobs, dtype, repeats):
         runs[job].append(found)
@@ -86,7 +86,7 @@ def rows_of(jobs: list[Job], dtype: str, repeats: int) -> list[dict[str, Any]]:
     if "failed" in mine:
         raise UserError(f"{work} at {tokens} tokens: ours failed: {mine['failed']}; mend it and run again")
     mine["median"] = statistics.median(run["seconds"] for run in own)
-    return [row(job, dtype, runs[job], mine, limit) for job in jobs]
+    return [row(job, dtype, runs[job], mine) for job in jobs]
 
 
 def keep(rows: list[dict[str, Any]]) -> pd.DataFrame:

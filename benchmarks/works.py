@@ -275,6 +275,8 @@ WORKS: dict[str, dict[str, Peer]] = {
 
 
 def one_pass(model: LoadedModel, case: Case, target: Target) -> None:
-    """What every peer may have behind it when the clock starts: a first pass, forward and back."""
+    """What every peer has behind it when the clock starts: a first pass, forward and back, and what is tried once a
+    model, whatever is explained with it then."""
     objective = Objective(model, case, target)
     objective.values_and_gradients(objective.inputs[None])
+    assert objective.reuses_prefix

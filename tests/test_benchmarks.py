@@ -10,18 +10,16 @@ SECONDS = {"ours": [2.0, 9.0, 1.0], "batched": [4.0, 4.0, 8.0]}
 
 @pytest.fixture
 def results(monkeypatch):
-    """Three rounds of two peers that ran and one that failed; a limit of 10 operations a second."""
+    """Three rounds of two peers that ran and one that failed, on a machine of 10 operations a second."""
     rounds = {peer: iter(seconds) for peer, seconds in SECONDS.items()}
 
     def measured(kind, *job):
-        if kind == "rate":
-            return {"rate": 10.0}
         if kind == "count":
             return {"operations": 5.0}
         if job[1] == "inseq":
             return {"failed": "ImportError: no inseq"}
         scores = [1.0, 2.0] if job[1] == "ours" else [1.0, 2.5]
-        return {"seconds": next(rounds[job[1]]), "peak_mb": 100.0, "error": None, "scores": scores}
+        return {"seconds": next(rounds[job[1]]), "rate": 10.0, "peak_mb": 100.0, "error": None, "scores": scores}
 
     monkeypatch.setattr(bench, "measured", measured)
     jobs = [("ablation", peer, 16) for peer in ("ours", "batched", "inseq")]

@@ -9,6 +9,7 @@ from tests.test_path import case_of
 from tests.tiny import tiny_loaded
 from xai_utils import gradients
 from xai_utils.baselines import BASELINES, baseline_rows, shared_mean
+from xai_utils.memory import positions
 from xai_utils.study import UserError
 from xai_utils.target import Objective, make_target
 
@@ -78,15 +79,18 @@ def test_what_stands_in_front_of_the_text_is_kept_out_of_the_passes(method, monk
     case = case_of("The capital of France is", " Paris.", model)
     kept = len(case.tokens) // 2
     monkeypatch.setattr("xai_utils.baselines.moved", lambda case, keep_sink: torch.arange(len(case.tokens)) >= kept)
+    target = make_target(model, case)
+    assert Objective(model, case, target).reuses_prefix and positions(model)  # tried and measured once a model
     lengths = []
     hook = model.model.model.layers[0].register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
-    found = method(model, case, make_target(model, case), keep_sink=True)
-    most = max(lengths[3:])  # behind the trial of the kept keys and values and their one whole pass
+    found = method(model, case, target, keep_sink=True)
+    short, lengths[:] = lengths[:], []
     monkeypatch.setattr("xai_utils.target.WORTH", 2)
-    whole = method(model, case, make_target(model, case), keep_sink=True)
+    whole = method(model, case, target, keep_sink=True)
     hook.remove()
-    answer = max(lengths) - len(case.tokens)
-    assert most == len(case.tokens) - kept + answer
+    length = len(case.tokens) + len(target.ids) - 1
+    assert set(lengths) == {length}
+    assert short.count(len(case.tokens)) == 1 and set(short) == {len(case.tokens), length - kept}
     assert np.allclose(found.scores, whole.scores, atol=1e-4, equal_nan=True)
 
 
@@ -107,6 +111,20 @@ def test_expected_gradients_is_the_mean_over_its_baselines(model, case):
     again = gradients.expected_gradients(model, case, target, budget=4000, tolerance=0.02)
     assert np.array_equal(sampled.scores[1:], again.scores[1:])
     assert np.array_equal(state, np.random.get_state()[1])
+
+
+def test_less_memory_changes_no_draw(model, case, monkeypatch):
+    """Passes of one sequence give the scores of passes of a hundred, sampled ones too."""
+    target = make_target(model, case)
+    whole = gradients.expected_gradients(model, case, target)
+    monkeypatch.setattr("xai_utils.target.positions", lambda model: 1)
+    longest = []
+    hook = model.model.model.layers[0].register_forward_pre_hook(lambda _, given: longest.append(len(given[0])))
+    small = gradients.expected_gradients(model, case, target)
+    hook.remove()
+    assert max(longest) == 1
+    assert np.allclose(small.scores, whole.scores, atol=1e-5, equal_nan=True)
+    assert np.allclose(small.errors, whole.errors, atol=1e-5, equal_nan=True)
 
 
 def test_sampled_baseline_pools_its_draws(model, case):

@@ -101,7 +101,7 @@ def test_batches_do_not_change_the_noise(monkeypatch):
     model = tiny_loaded()
     case, target = tiny_case(model, TEXT)
     whole = sensitivity(model, case, target, draws=6)
-    monkeypatch.setattr("xai_utils.target.TOKENS_PER_BATCH", 20)
+    monkeypatch.setattr("xai_utils.target.positions", lambda model: 20)
     pieces = sensitivity(model, case, target, draws=6)
     assert pieces.scores[1:] == pytest.approx(whole.scores[1:], abs=1e-5)
 

@@ -188,8 +188,8 @@ def expected_gradients(
     state = np.random.get_state()  # captum draws from numpy's global generator
     try:
         np.random.seed(seed)
-        while len(samples) + objective.batch <= max(budget, objective.batch):
-            batch = objective.inputs.expand(objective.batch, -1, -1)
+        while len(samples) + objective.drawn <= max(budget, objective.drawn):
+            batch = objective.inputs.expand(objective.drawn, -1, -1)
             drawn = explainer.attribute(batch, baselines=pool, n_samples=1, stdevs=0.0)
             samples += [_summed(row, model, target) for row in drawn]
             errors = np.std(samples, axis=0, ddof=1) / math.sqrt(len(samples))

@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from xai_utils.memory import positions
 from xai_utils.models import LoadedModel
 
-TOKENS_PER_BATCH = 1024  # positions in one pass: large enough for the matrix product's speed, small in memory
 AGREES = 1e-4  # of the largest logit: a whole pass and a continued one differ by rounding alone
 
 _usable: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
@@ -29,7 +29,7 @@ class Prefix:
     """Keys and values of one or several beginnings of a prompt, its stems, from which versions of it are continued."""
 
     def __init__(self, model: LoadedModel, stems: Float[Tensor, "stem position hidden"]):
-        self.model, self.stems = model.model, stems
+        self.loaded, self.model, self.stems = model, model.model, stems
         self._layers: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -62,7 +62,7 @@ class Prefix:
         """Keys and values of each layer, [stem, head, position, size]."""
         if not self._layers:
             chunks = []
-            for stems in self.stems.split(max(TOKENS_PER_BATCH // self.stems.shape[1], 1)):
+            for stems in self.stems.split(max(positions(self.loaded) // self.stems.shape[1], 1)):
                 cache = DynamicCache()
                 self.model(inputs_embeds=stems, past_key_values=cache, use_cache=True, logits_to_keep=1)
                 layers: Any = cache.layers

@@ -16,9 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xai_utils.baselines import baseline_rows, moved
+from xai_utils.memory import ENOUGH
 from xai_utils.models import LoadedModel
 from xai_utils.prefix import Prefix
-from xai_utils.target import KEPT_PER_BATCH, Objective, Target
+from xai_utils.target import KEPT, Objective, Target
 from xai_utils.text import Case, units
 
 Build = Callable[[Int[np.ndarray, " row"]], Float[Tensor, "row position hidden"]]
@@ -149,7 +150,7 @@ def branching(kinds: Int[np.ndarray, "row position"], length: int) -> int:
     apart = np.logical_or.accumulate(ordered[1:] != ordered[:-1], axis=1)  # from which position on neighbours differ
     ends = np.arange(1, kinds.shape[1])  # something must be left to pass
     beginnings = 1 + apart[:, ends - 1].sum(0)
-    costs = np.where(beginnings * ends <= KEPT_PER_BATCH, beginnings * ends + len(kinds) * (length - ends), np.inf)
+    costs = np.where(beginnings * ends <= KEPT * ENOUGH, beginnings * ends + len(kinds) * (length - ends), np.inf)
     return int(ends[np.argmin(costs)]) if len(ends) else 0
 
 

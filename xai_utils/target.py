@@ -14,14 +14,16 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from xai_utils.memory import ENOUGH, positions
 from xai_utils.models import LoadedModel
-from xai_utils.prefix import TOKENS_PER_BATCH, Prefix
+from xai_utils.prefix import Prefix
 from xai_utils.study import UserError
 from xai_utils.text import Case
 
 UNITS = {"logprob": "nats", "logit": "logits", "contrast": "nats", "sum_logits": "logits"}
-KEPT_PER_BATCH = 8 * TOKENS_PER_BATCH  # positions whose keys and values one pass may hold: 400 MB for the default model
+KEPT = 8  # times the positions of a pass: those whose keys and values it may hold, 400 MB for the default model
 WORTH = 1 / 8  # of a prompt's positions: kept keys and values of fewer cost what they save
 
 Stems = tuple[Prefix, Tensor]  # beginnings of prompts, and which of them each row of a batch continues
@@ -94,17 +96,26 @@ class Objective:
         """Sequences in one whole pass."""
         return self.room(0)
 
+    @property
+    def drawn(self) -> int:
+        """Sequences that are drawn together: a number that no machine's memory changes, as it would the draws."""
+        return max(ENOUGH // self.length, 1)
+
     def room(self, since: int) -> int:
         """Sequences in one pass that starts at position `since`."""
-        return max(min(TOKENS_PER_BATCH // (self.length - since), KEPT_PER_BATCH // self.length), 1)
+        most = positions(self.model)
+        return max(min(most // (self.length - since), KEPT * most // self.length), 1)
 
     def __call__(self, embeds: Tensor, mask: Tensor | None = None, since: int = 0) -> Tensor:
         """Target [batch] of rows of embeddings [batch, position - since, hidden], behind the prompt's first `since`.
 
-        `mask` [batch, position] is 0 where a prompt is padded on the right; with it, rows must be whole.
+        `mask` [batch, position] is 0 where a prompt is padded on the right; with it, rows must be whole. A batch that
+        is larger than one pass is computed once more for its gradient, a pass at a time.
         """
         if mask is not None and self.target.kind != "sum_logits":
             return torch.cat([self(row[None, : int(keep.sum())]) for row, keep in zip(embeds, mask, strict=True)])
+        if mask is None and len(embeds) > (room := self.room(since)):
+            return torch.cat([checkpoint(self, part, None, since, use_reentrant=False) for part in embeds.split(room)])
         return self._outcomes(embeds, mask, since)[0]
 
     def unchanged(self, start: Float[Tensor, "position hidden"]) -> int:

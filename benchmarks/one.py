@@ -40,6 +40,7 @@ def rate(dtype: str) -> float:
 
 def peer(work: str, name: str, tokens: int, dtype: str, count: bool) -> dict[str, object]:
     """Seconds and peak memory of one peer's work, or with `count` the floating-point operations that it makes."""
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from benchmarks import works
@@ -53,6 +54,7 @@ def peer(work: str, name: str, tokens: int, dtype: str, count: bool) -> dict[str
     target = make_target(model, case)
     works.one_pass(model, case, target)
     if count:
+        torch.set_num_threads(1)  # the counter sees its own thread alone
         with FlopCounterMode(display=False) as counter:
             run(model, case, target)
         return {"operations": counter.get_total_flops()}

@@ -25,7 +25,7 @@ from xai_utils.text import Case
 
 STEPS, DRAWS, SIGMA, ORDERS, SEED = 50, 30, 0.1, 4, 0
 BASELINE = "eos"
-MOST_STEPS = 800  # of a fixed rule before it is given up
+MOST_STEPS = 400  # of a fixed rule before it is given up
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,6 @@ def fixed_steps(
         baselines=start[None],
         n_steps=steps,
         method="gausslegendre",
-        internal_batch_size=objective.room(since),
     )
     scores = np.pad(_summed(found[0], model, target), (since, 0))
     delta = float(scores.sum() - (ends[1] - ends[0]))

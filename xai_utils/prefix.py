@@ -58,8 +58,8 @@ class Prefix:
         return bool((continued - whole[middle:]).abs().max() <= AGREES * whole.abs().max())
 
     @torch.no_grad()
-    def _whole(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each layer, [stem, head, position, size]."""
+    def prepare(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, [stem, head, position, size], computed on the first call."""
         if not self._layers:
             chunks = []
             for stems in self.stems.split(max(positions(self.loaded) // self.stems.shape[1], 1)):
@@ -91,7 +91,7 @@ class Prefix:
             return self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=last).logits
         stem = torch.zeros(len(embeds), dtype=torch.long) if stem is None else stem
         past = DynamicCache()
-        for layer, (keys, values) in enumerate(self._whole()):
+        for layer, (keys, values) in enumerate(self.prepare()):
             index = stem.to(keys.device)
             past.update(keys[index, :, :since], values[index, :, :since], layer)
         mask = embeds.new_ones(len(embeds), since + length, dtype=torch.long)

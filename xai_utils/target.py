@@ -10,17 +10,19 @@ stands in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from xai_utils.memory import ENOUGH, positions
 from xai_utils.models import LoadedModel
 from xai_utils.prefix import Prefix
 from xai_utils.study import UserError
 from xai_utils.text import Case
+from xai_utils.threads import in_passes
 
 UNITS = {"logprob": "nats", "logit": "logits", "contrast": "nats", "sum_logits": "logits"}
 KEPT = 8  # times the positions of a pass: those whose keys and values it may hold, 400 MB for the default model
@@ -109,13 +111,14 @@ class Objective:
     def __call__(self, embeds: Tensor, mask: Tensor | None = None, since: int = 0) -> Tensor:
         """Target [batch] of rows of embeddings [batch, position - since, hidden], behind the prompt's first `since`.
 
-        `mask` [batch, position] is 0 where a prompt is padded on the right; with it, rows must be whole. A batch that
-        is larger than one pass is computed once more for its gradient, a pass at a time.
+        `mask` [batch, position] is 0 where a prompt is padded on the right; with it, rows must be whole. Where a
+        gradient will be asked for, it is computed with the value, which serves first derivatives alone.
         """
         if mask is not None and self.target.kind != "sum_logits":
             return torch.cat([self(row[None, : int(keep.sum())]) for row, keep in zip(embeds, mask, strict=True)])
-        if mask is None and len(embeds) > (room := self.room(since)):
-            return torch.cat([checkpoint(self, part, None, since, use_reentrant=False) for part in embeds.split(room)])
+        if mask is None and embeds.requires_grad and torch.is_grad_enabled():
+            return _Differentiated.apply(embeds, self, since)
+        self.forwards += len(embeds)
         return self._outcomes(embeds, mask, since)[0]
 
     def unchanged(self, start: Float[Tensor, "position hidden"]) -> int:
@@ -129,7 +132,6 @@ class Objective:
         self, embeds: Tensor, mask: Tensor | None = None, since: int = 0, stems: Stems | None = None
     ) -> tuple[Tensor, Tensor]:
         """Target [batch] and the token that the model itself would put behind the prompt [batch]."""
-        self.forwards += len(embeds)
         if self.target.kind == "sum_logits":
             logits = self.model.model(inputs_embeds=embeds, attention_mask=mask).logits
             real = logits if mask is None else logits * mask[..., None]
@@ -152,42 +154,70 @@ class Objective:
             logits = logits.log_softmax(-1)
         return logits.gather(-1, answer.expand(len(embeds), -1)[..., None]).sum((1, 2)), own
 
-    @torch.no_grad()
     def values(self, embeds: Tensor, since: int = 0) -> Tensor:
         """F without gradients, in chunks: [batch]; `embeds` stand for the positions from `since` on."""
-        return torch.cat([self(chunk, since=since) for chunk in embeds.split(self.room(since))])
+        return self.outcomes(embeds, since)[0]
 
     @property
     def reuses_prefix(self) -> bool:
         """Whether `outcomes` may start behind the first position."""
         return self.target.kind != "sum_logits" and self.prefix.usable
 
-    @torch.no_grad()
     def outcomes(self, embeds: Tensor, since: int = 0, stems: Stems | None = None) -> tuple[Tensor, Tensor]:
-        """F [batch] and the model's own next token behind the prompt [batch], in one pass without gradients.
+        """F [batch] and the model's own next token behind the prompt [batch], without gradients, in chunks.
 
         `embeds` [batch, position - since, hidden] stand for the positions from `since` on, behind the prompt's own, or
         behind the `stems` of another prefix and which of them is each row's.
         """
-        return self._outcomes(embeds, since=since, stems=stems)
+        if since:
+            (stems[0] if stems else self.prefix).prepare()
+
+        @torch.no_grad()
+        def part(rows: slice) -> tuple[Tensor, Tensor]:
+            return self._outcomes(embeds[rows], since=since, stems=stems and (stems[0], stems[1][rows]))
+
+        found = in_passes(part, embeds, self.room(since))
+        self.forwards += len(embeds)
+        values, own = (torch.cat(column) for column in zip(*found, strict=True))
+        return values, own
 
     def values_and_gradients(self, embeds: Tensor, since: int = 0) -> tuple[Tensor, Tensor]:
         """F [batch] and its gradient [batch, position - since, hidden], in chunks, at the positions from `since` on.
 
         Raises UserError when a gradient is not finite, which names where it happened.
         """
-        values, gradients = [], []
-        for chunk in embeds.detach().split(self.room(since)):
-            leaf = chunk.clone().requires_grad_(True)
-            value = self(leaf, since=since)
-            (gradient,) = torch.autograd.grad(value.sum(), leaf)
-            values.append(value.detach())
-            gradients.append(gradient)
-            self.gradients += len(chunk)
-        stacked = torch.cat(gradients)
-        if not torch.isfinite(stacked).all():
+        if since:
+            self.prefix.prepare()
+
+        @torch.enable_grad()
+        def part(rows: slice) -> tuple[Tensor, Tensor]:
+            leaf = embeds[rows].detach().clone().requires_grad_(True)
+            value = self._outcomes(leaf, since=since)[0]
+            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+        found = in_passes(part, embeds, self.room(since))
+        self.forwards += len(embeds)
+        self.gradients += len(embeds)
+        values, gradients = (torch.cat(column) for column in zip(*found, strict=True))
+        if not torch.isfinite(gradients).all():
             raise UserError(
                 f"the gradient of model '{self.model.label}' is not finite for target {self.target.text!r}; expected "
                 "finite numbers; use float32, keep the sink, or choose another baseline than zero"
             )
-        return torch.cat(values), stacked
+        return values, gradients
+
+
+class _Differentiated(torch.autograd.Function):
+    """F as a function that torch can differentiate once, its gradient found pass by pass when F is."""
+
+    @staticmethod
+    def forward(ctx: Any, embeds: Tensor, objective: Objective, since: int) -> Tensor:
+        values, gradients = objective.values_and_gradients(embeds, since)
+        ctx.save_for_backward(gradients)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return upstream[:, None, None] * gradients, None, None

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar, Token
 from typing import Any, Self
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+_current: ContextVar[Watch | None] = ContextVar("_current", default=None)
 
 
 class Stopped(Exception):
@@ -19,16 +22,18 @@ class Stopped(Exception):
 
 
 class Watch:
-    """A context in which the passes of this thread through some models are counted, and can be stopped.
+    """A context in which passes through some models are counted, and can be stopped.
 
     `passes` are sequences, a layer of one counting as its share; `report` is called with them as they grow. After
-    `stop`, from any thread, the next layer raises Stopped. Other threads' passes are neither counted nor stopped.
+    `stop`, from any thread, the next layer raises Stopped. What other threads compute for themselves is neither
+    counted nor stopped; passes that this context spreads over threads (threads.py) are.
     """
 
     def __init__(self, models: Iterable[PreTrainedModel], report: Callable[[float], None] = lambda passes: None):
         self.passes = 0.0
         self._models, self._report = list(models), report
-        self._stop, self._thread = threading.Event(), 0
+        self._stop, self._count = threading.Event(), threading.Lock()
+        self._token: Token[Watch | None] | None = None
         self._handles: list[Any] = []
 
     def stop(self) -> None:
@@ -39,7 +44,7 @@ class Watch:
         return self._stop.is_set()
 
     def __enter__(self) -> Self:
-        self._thread = threading.get_ident()
+        self._token = _current.set(self)
         for model in self._models:
             layers = _layers(model)
             for layer in layers:
@@ -50,16 +55,19 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         while self._handles:
             self._handles.pop().remove()
+        if self._token is not None:
+            _current.reset(self._token)
 
     def _counting(self, share: float) -> Callable[..., None]:
         def hook(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-            if threading.get_ident() != self._thread:
+            if _current.get() is not self:
                 return
             if self.stopped:
                 raise Stopped
             batch = next(value for value in (*inputs, *options.values()) if isinstance(value, Tensor))
-            self.passes += share * len(batch)
-            self._report(self.passes)
+            with self._count:
+                self.passes += share * len(batch)
+                self._report(self.passes)
 
         return hook
 

@@ -8,6 +8,7 @@ being called again.
 import hashlib
 import json
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +55,23 @@ def ready(folder: Path) -> Ready:
     return Ready(texts, base.tokenizer, tokenizer, rows, base.document_start)
 
 
-def base_model(dtype: str) -> PreTrainedModel:
-    """The base, on the GPU where there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return models.load(ModelEntry(label="base", role="base", model=BASE, dtype=dtype, device=device)).model
+def fast_dtype(capabilities: Mapping[str, object]) -> str:
+    """bfloat16 on a GPU and on a CPU that multiplies it, else float32: without such instructions torch's product of
+    two bfloat16 matrices took over a hundred times as long as that of float32 ones.
+
+    `capabilities` are those of `torch.cpu.get_capabilities()`.
+
+    >>> fast_dtype({"avx2": True, "avx512_bf16": False})
+    'float32'
+    """
+    names = ("amx_bf16", "avx512_bf16", "bf16")
+    fast = torch.cuda.is_available() or any(capabilities.get(name) for name in names)
+    return "bfloat16" if fast else "float32"
+
+
+def base_model() -> PreTrainedModel:
+    """The base, on the GPU where there is one, in the arithmetic that is fast there."""
+    return models.load(entry("base", fast_dtype(torch.cpu.get_capabilities()))).model
 
 
 def free_port() -> int:
@@ -83,7 +97,7 @@ def _work(
     if workers > 1:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     made = ready(work)
-    model = base_model("bfloat16")
+    model = base_model()
     start = start_rows(kind, embedding_matrix(model).float(), made, recipe.seed)
     substituted = train.Substituted(model, made.rows, start)
     number = recipe.steps * recipe.sequences
@@ -136,11 +150,11 @@ ENTRIES = {
 }
 
 
-def entry(label: str) -> ModelEntry:
-    """A study's entry for the base, the checkpoint or one of its controls, in the arithmetic of the evaluation."""
+def entry(label: str, dtype: str = "float32") -> ModelEntry:
+    """A study's entry for the base, the checkpoint or one of its controls, on the GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     role = {"base": "base", "trained": "adapted"}.get(label, "control")
-    return ModelEntry(label=label, role=role, model=BASE, dtype="bfloat16", device=device, **ENTRIES[label])
+    return ModelEntry(label=label, role=role, model=BASE, dtype=dtype, device=device, **ENTRIES[label])
 
 
 def content_of(loaded: models.LoadedModel) -> str:
@@ -229,6 +243,7 @@ def facts(found: dict[str, pd.DataFrame], recipe: train.Recipe) -> dict[str, obj
     last = found["training"].iloc[-1]
     return {
         "name": publish.NAME, "base": BASE, "gone": len(found["vocabulary"]), "rows": vocabulary.ROWS, "recipe": recipe,
+        "dtype": fast_dtype(torch.cpu.get_capabilities()),
         "tokens": int(last["tokens"]), "minutes": round(float(last["seconds"]) / 60),
         "fit_tokens": recipe.fit_sequences * recipe.length,
         "russian": 100 * (1 - bits["ru"]),

@@ -14,8 +14,8 @@ parts.
 
 On a CPU several processes of one thread each share a step (`workers`): on a busy machine that is far faster than one
 process of several threads, which wait for one another at every operation. Gradients are added in float32, so the
-result depends on the number of workers only by rounding. Weights of the body are bfloat16, the rows and the loss
-float32.
+result depends on the number of workers only by rounding. Weights of the body are bfloat16 where that
+is fast, the rows and the loss float32.
 """
 
 import json

@@ -62,7 +62,7 @@ def run() -> pd.DataFrame:
         pipeline.train_rows(folder, recipe, 1, trial.rows, trial.english)
         values, log = train.finished_rows(folder)
         made = pipeline.ready(work)
-        substituted = train.Substituted(pipeline.base_model("bfloat16"), made.rows, values)
+        substituted = train.Substituted(pipeline.base_model(), made.rows, values)
         readings = measure.read(substituted.surprise, made.tokenizer, excerpts(made.texts), made.start)
         found.append(
             {

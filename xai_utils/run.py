@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,8 @@ from xai_utils.tidy import publishable
 NOTEBOOKS = ROOT / "notebooks"
 SEQUENCE = ("01", "02", "03", "04", "05")
 BESIDE = ("00", "06")  # run for the published study too: how its twin was made, and the explorers' static twins
+READS = {"05": {"01", "02", "03", "04"}}  # the notebooks whose tables a notebook reads
+THREADS = "OMP_NUM_THREADS"
 CELL_SECONDS = 3600
 KERNEL_ENVIRONMENT = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
@@ -51,6 +53,10 @@ class Job:
     source: Path
     output: Path
     parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def number(self) -> str:
+        return self.source.stem.split("_")[0]
 
 
 class OwnKernel(AsyncKernelManager):
@@ -95,7 +101,7 @@ def run(
     if "XAI_RUNS" in os.environ:  # for kernels, which work in another folder
         os.environ["XAI_RUNS"] = str(Path(os.environ["XAI_RUNS"]).resolve())
     jobs = plan(study, study_file, only, settings, notebooks)
-    with locked(study), _shared_cores(kernels):
+    with locked(study), _restored(THREADS):
         total = sum(len(_code_cells(nbformat.read(job.source, as_version=4))) for job in jobs)
         with tqdm(total=total, unit="cell", file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
             _execute_all(jobs, timeout, kernels, bar)
@@ -103,22 +109,26 @@ def run(
 
 
 @contextmanager
-def _shared_cores(kernels: int) -> Iterator[None]:
-    """Each of several kernels computes on its share of the cores: threads that wait for one another cost much."""
-    name = "OMP_NUM_THREADS"
-    if kernels == 1 or name in os.environ:
-        yield
-        return
-    os.environ[name] = str(max((os.cpu_count() or 1) // kernels, 1))
+def _restored(name: str) -> Iterator[None]:
+    """An environment variable is afterwards what it was before."""
+    before = os.environ.get(name)
     try:
         yield
     finally:
-        os.environ.pop(name)
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _execute_all(jobs: list[Job], timeout: int, kernels: int, bar: "tqdm[Any]") -> None:
-    """Jobs in their order, `kernels` at once. The first that fails, or an interruption, ends the others."""
-    ended = threading.Event()
+    """Jobs in their order, `kernels` at once, none before those that it reads. The first that fails, or an
+    interruption, ends the others.
+
+    Each kernel computes on its share of the cores, unless the caller's environment says on how many: threads that
+    wait for one another cost much.
+    """
+    ended, shared = threading.Event(), THREADS not in os.environ
+    waiting, running = dict(enumerate(jobs, 1)), dict[Future[None], Job]()
 
     def work(number: int, job: Job) -> None:
         if ended.is_set():
@@ -131,10 +141,19 @@ def _execute_all(jobs: list[Job], timeout: int, kernels: int, bar: "tqdm[Any]") 
             raise
 
     with ThreadPoolExecutor(kernels) as pool:
-        waiting = [pool.submit(work, number, job) for number, job in enumerate(jobs, 1)]
         try:
-            for done in as_completed(waiting):
-                done.result()
+            while waiting or running:
+                unfinished = {job.number for job in (*waiting.values(), *running.values())}
+                ready = [number for number, job in waiting.items() if not READS.get(job.number, set()) & unfinished]
+                for number in ready[: kernels - len(running)]:
+                    if shared and kernels > 1:
+                        beside = min(kernels, len(running) + len(waiting))
+                        os.environ[THREADS] = str(max((os.cpu_count() or 1) // beside, 1))
+                    job = waiting.pop(number)
+                    running[pool.submit(work, number, job)] = job
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    running.pop(done)
+                    done.result()
         except BaseException:
             ended.set()
             OwnKernel.end_all()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import itertools
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -22,8 +23,19 @@ Found = TypeVar("Found")
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "pass", initializer=torch.set_num_threads, initargs=(1,))
+def _pool(cores: int) -> ThreadPoolExecutor:
+    """So many threads, each of which computes on one core."""
+    pool, together, before = ThreadPoolExecutor(cores, "pass"), threading.Barrier(cores), torch.get_num_threads()
+
+    def alone() -> None:
+        torch.get_num_threads()  # a thread takes torch's last number when it first needs one: here, not later
+        torch.set_num_threads(1)
+        together.wait()
+
+    for begun in [pool.submit(alone) for _ in range(cores)]:
+        begun.result()
+    torch.set_num_threads(before)  # what threads that are yet to come will take
+    return pool
 
 
 def cut(rows: int, positions: int, room: int, cores: int) -> tuple[int, int]:
@@ -49,8 +61,5 @@ def in_passes(function: Callable[[slice], Found], embeds: Tensor, room: int) -> 
     rows = [slice(*pair) for pair in itertools.pairwise(edges)]
     if cores == 1:
         return [function(part) for part in rows]
-    try:
-        tasks = [_pool(cores).submit(contextvars.copy_context().run, function, part) for part in rows]
-        return [task.result() for task in tasks]
-    finally:
-        torch.set_num_threads(threads)  # threads that are yet to come take their number from the last one set
+    tasks = [_pool(cores).submit(contextvars.copy_context().run, function, part) for part in rows]
+    return [task.result() for task in tasks]

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-LEAST = 256  # positions for each core: with fewer, reading the weights once for each costs more than waiting does
+LEAST = 256  # positions for each core: a pass of few is bound by reading the weights, which every core does for itself
 
 Found = TypeVar("Found")
 

@@ -89,7 +89,7 @@ def test_a_table_and_a_fixed_path_come_from_the_cache_too(book, monkeypatch):
     ]
 
     run = book.fixed_with_path("base", "capital")
-    monkeypatch.setattr(gradients, "fixed_path", None)
+    monkeypatch.setattr(gradients, "fixed_rule", None)
     again = book.fixed_with_path("base", "capital")
     assert len(again.path) == book.study.steps and np.array_equal(run.path[3].scores, again.path[3].scores)
     plain = book.attribute("base", "capital", "fixed_steps")

@@ -1,6 +1,7 @@
 """Figures: what they draw is what the tables say, nothing is cut off, and the same figure is the same file."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,6 @@ from matplotlib.text import Text
 from tests.tiny import tiny_loaded
 from xai_utils import plots, plots_path
 from xai_utils.attribution import Certificate, Piece
-from xai_utils.fixed import fixed_with_path
 from xai_utils.gradients import fixed_path, fixed_steps, integrated_gradients
 from xai_utils.study import Study, TextEntry, UserError
 from xai_utils.target import make_target
@@ -194,8 +194,9 @@ def line(axes, label):
 
 def test_a_fixed_rule_s_pieces_add_up_to_captum_s_scores():
     here = explained()
-    pieces, found = fixed_path(*here, steps=20), fixed_steps(*here, steps=20)
-    assert np.allclose(sum(piece.scores for piece in pieces), found.scores, atol=1e-4)
+    run, found = fixed_path(*here, steps=20), fixed_steps(*here, steps=20)
+    pieces = run.path
+    assert np.allclose(run.scores, found.scores, atol=1e-4, equal_nan=True)
     assert sum(piece.residual for piece in pieces) == pytest.approx(found.certificate.delta, abs=1e-4)
     assert all(piece.start < piece.alphas[0] < piece.end for piece in pieces)
     assert pieces[0].start == 0 and pieces[-1].end == 1
@@ -203,7 +204,8 @@ def test_a_fixed_rule_s_pieces_add_up_to_captum_s_scores():
 
 def test_a_path_shows_where_it_ends_and_where_it_should():
     here = explained()
-    fixed, refined = fixed_with_path(*here, steps=20), integrated_gradients(*here)
+    fixed = replace(fixed_steps(*here, steps=20), path=fixed_path(*here, steps=20).path)
+    refined = integrated_gradients(*here)
     views = [plots_path.view(fixed), plots_path.view(refined)]
     assert [view.title.split(" from")[0] for view in views] == ["20 fixed steps", "Refined"]
     fig = plots_path.paths(views)

@@ -14,11 +14,12 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
+from xai_utils import execute as executing
 from xai_utils import results
-from xai_utils import run as runner
 from xai_utils.__main__ import app
+from xai_utils.execute import Job, execute
 from xai_utils.explain import METHODS
-from xai_utils.run import Job, execute, locked, not_converged, parse_settings, plan, run, select, typed
+from xai_utils.run import locked, not_converged, parse_settings, plan, run, select, typed
 from xai_utils.study import ROOT, UserError, load_study
 
 PARAMETERS = 'study = "studies/default.yaml"\ncode = "a"\nlayer = 0\nwidgets = False\nsigma = 0.1\nheads = [0, 1]'
@@ -101,6 +102,26 @@ while not all((here / name).exists() for name in ("01_a", "02_b")):
     assert [(tmp_path / name).read_text() for name in ("01_a", "02_b")] == [share] * 2
     assert (tmp_path / "03_c").read_text() in (share, whole)  # whole where the others had both ended
     assert os.environ.get("OMP_NUM_THREADS") == before
+
+
+def test_a_kernel_takes_over_the_cores_of_those_that_have_ended(book, notebooks, study, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    read = "import os, time, pathlib\nnow = lambda: pathlib.Path(os.environ['XAI_SHARED']).read_text()\n"
+    met = f"{read}here = pathlib.Path({str(tmp_path)!r})\n(here / 'NAME').write_text(now())\n"
+    meet = "while not all((here / name).exists() for name in ('01_a', '02_b')): time.sleep(0.05)"
+    book("01_a", met.replace("NAME", "01_a") + meet, "while now() != '1': time.sleep(0.05)")
+    book("02_b", met.replace("NAME", "02_b") + meet)
+    run(study, kernels=2, timeout=60, notebooks=notebooks)
+    assert [(tmp_path / name).read_text() for name in ("01_a", "02_b")] == ["2", "2"]
+    assert "XAI_SHARED" not in os.environ and "OMP_NUM_THREADS" not in os.environ
+
+
+def test_what_others_read_goes_first(book, notebooks, study, tmp_path):
+    log = tmp_path / "log"
+    for name in ("00_z", "01_a", "04_d", "05_e", "06_f"):
+        book(name, f"open({str(log)!r}, 'a').write({name[:2]!r} + ' ')")
+    run(study, only=["00", "01", "04", "05", "06"], notebooks=notebooks)
+    assert log.read_text().split() == ["01", "04", "00", "05", "06"]
 
 
 def test_the_comparison_begins_when_all_that_it_reads_is_there(book, notebooks, study, tmp_path):
@@ -216,7 +237,7 @@ def test_a_cell_that_takes_too_long(book, tmp_path):
 
 
 def test_a_kernel_that_finds_its_port_taken_is_started_again(book, tmp_path, monkeypatch):
-    real, calls = runner._papermill, []
+    real, calls = executing._papermill, []
 
     def collide(*arguments):
         calls.append(1)
@@ -224,13 +245,13 @@ def test_a_kernel_that_finds_its_port_taken_is_started_again(book, tmp_path, mon
             raise RuntimeError("Kernel died before replying to kernel_info")
         return real(*arguments)
 
-    monkeypatch.setattr(runner, "_papermill", collide)
-    monkeypatch.setattr(runner.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(executing, "_papermill", collide)
+    monkeypatch.setattr(executing.time, "sleep", lambda seconds: None)
     out = tmp_path / "out.ipynb"
     execute(Job(book("01_a", "print('up')"), out))
     assert texts(out) == "up\n" and len(calls) == 3
     calls[:] = [1, 1]
-    monkeypatch.setattr(runner, "_papermill", lambda *a: (_ for _ in ()).throw(RuntimeError("Kernel died\nagain")))
+    monkeypatch.setattr(executing, "_papermill", lambda *a: (_ for _ in ()).throw(RuntimeError("Kernel died\nagain")))
     assert error_of(Job(book("01_a"), out)) == "01_a.ipynb: the kernel did not start (Kernel died again); try again"
 
 

@@ -27,16 +27,15 @@ def shared_mean(models: Sequence[LoadedModel]) -> Float[Tensor, " hidden"]:
     Where an adaptation left a token's row alone, all models agree on it; where it changed the rows, the models' means
     are averaged. Raises UserError when widths differ or no token is shared; a model alone has its own mean.
     """
-    tables = [model.embedding.detach() for model in models]
-    if len({table.shape[1] for table in tables}) > 1:
+    if len({model.embedding.shape[1] for model in models}) > 1:
         raise UserError("the models' embeddings differ in width, so they have no common mean; compare equal widths")
     vocabularies = [model.tokenizer.get_vocab() for model in models]
     names = sorted(set(vocabularies[0]).intersection(*vocabularies[1:]))
     if not names:
         raise UserError(f"models {', '.join(model.label for model in models)} share no token, so no common mean")
     means = [
-        table[torch.tensor([vocabulary[name] for name in names], device=table.device)].double().mean(0).cpu()
-        for table, vocabulary in zip(tables, vocabularies, strict=True)
+        model.embedding.detach()[[vocabulary[name] for name in names]].mean(0, dtype=torch.float64).cpu()
+        for model, vocabulary in zip(models, vocabularies, strict=True)
     ]
     return torch.stack(means).mean(0).float()
 

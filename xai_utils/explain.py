@@ -27,7 +27,6 @@ from xai_utils.attribution import Attribution
 from xai_utils.baselines import shared_mean
 from xai_utils.cluster import Outcome, computed
 from xai_utils.continuation import greedy, unrolled
-from xai_utils.fixed import fixed_with_path
 from xai_utils.jobs import Job, attribution, case_key, made_by, reason
 from xai_utils.models import LoadedModel, load
 from xai_utils.rows import TABLES, certificate_row, frame, joined, tables_of
@@ -304,9 +303,9 @@ class Explainer:
 
     def fixed_with_path(self, label: str, text: str) -> Attribution:
         """The original's fixed steps with their path, from the cache where they are there."""
-        job = self.job(label, text, fixed_with_path, steps=self.study.steps)
+        job = self.job(label, text, gradients.fixed_path, steps=self.study.steps)
         self.fill([job])
-        return attribution(job)
+        return dataclasses.replace(self.attribute(label, text, "fixed_steps"), path=attribution(job).path)
 
     def cached_table(
         self, label: str, text: str, function: Callable[..., pd.DataFrame], **settings: Any

@@ -1,7 +1,8 @@
 """Gradient methods: integrated gradients with a certificate, the original study's fixed steps, and their relatives.
 
 Scores are summed over the embedding axis, signed, in the unit of the target. The path's integration is path.py's;
-captum does the fixed rule and the sampling.
+captum does the fixed rule and the sampling; it is imported where it computes, for it takes seconds, and a notebook
+whose results are in the cache does without.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 import functools
 import math
 
-import captum.attr
 import numpy as np
 import torch
 from torch import Tensor
 
-from xai_utils.attribution import FLOOR, Attribution, Certificate, Piece, to_words
+from xai_utils.attribution import FLOOR, Attribution, Certificate, to_words
 from xai_utils.baselines import baseline_rows, moved
 from xai_utils.models import LoadedModel
 from xai_utils.path import fixed_rule, integrate
@@ -117,12 +117,14 @@ def fixed_steps(
     Its certificate has the completeness error as its bound, and no error of single tokens (nan), which a fixed rule
     cannot tell. Raises UserError as `integrated_gradients` does.
     """
+    from captum.attr import IntegratedGradients
+
     objective = Objective(model, case, target)
     start = baseline_rows(model, case, baseline, keep_sink)[0]
     since = objective.unchanged(start)
     start, inputs = start[since:], objective.inputs[since:]
     ends = objective.values(torch.stack([start, inputs]), since).double().tolist()
-    found = captum.attr.IntegratedGradients(functools.partial(objective, since=since)).attribute(
+    found = IntegratedGradients(functools.partial(objective, since=since)).attribute(
         inputs[None],
         baselines=start[None],
         n_steps=steps,
@@ -152,15 +154,20 @@ def fixed_path(
     baseline: str = "zero",
     keep_sink: bool = False,
     steps: int = 50,
-) -> tuple[Piece, ...]:
-    """The path of `fixed_steps` as pieces of one node each, for its figure: what captum adds up, before it is added."""
-    return fixed_rule(Objective(model, case, target), baseline_rows(model, case, baseline, keep_sink)[0], steps)
+) -> Attribution:
+    """`fixed_steps` with its path, for its figure: pieces of one node each, what captum adds up before it is added."""
+    path = fixed_rule(Objective(model, case, target), baseline_rows(model, case, baseline, keep_sink)[0], steps)
+    scores = np.sum([piece.scores for piece in path], axis=0)
+    unknown = np.full(len(scores), np.nan)
+    return additive("fixed_path", case, target, scores, unknown, baseline, keep_sink, path=path)
 
 
 def input_x_gradient(model: LoadedModel, case: Case, target: Target, *, keep_sink: bool = True) -> Attribution:
     """Embedding times gradient (captum InputXGradient): the first-order guess at zeroing a token, without a proof."""
+    from captum.attr import InputXGradient
+
     objective = Objective(model, case, target)
-    product = captum.attr.InputXGradient(objective).attribute(objective.inputs[None].clone().requires_grad_())
+    product = InputXGradient(objective).attribute(objective.inputs[None].clone().requires_grad_())
     scores = _summed(product[0], model, target)
     return additive("input_x_gradient", case, target, scores, np.full(len(scores), np.nan), "zero", keep_sink)
 
@@ -180,9 +187,11 @@ def expected_gradients(
     captum draws one baseline and one point of the path a sample. Samples are added until the largest standard error is
     within `tolerance` of the scores' absolute sum, or the budget of gradient evaluations ends.
     """
+    from captum.attr import GradientShap
+
     objective = Objective(model, case, target)
     pool = baseline_rows(model, case, "sampled", keep_sink, seed, draws=64)
-    explainer = captum.attr.GradientShap(objective)
+    explainer = GradientShap(objective)
     samples: list[np.ndarray] = []
     state = np.random.get_state()  # captum draws from numpy's global generator
     try:

@@ -1,86 +1,35 @@
-"""Notebooks on papermill: executed in order, replaced only when they succeed, every failure told in one line.
+"""The notebooks of a study, in order or several at once.
 
-papermill runs and inspects; what is here is what it leaves open: parameters that exist and keep their type, a limit on
-a cell's time, a kernel that died, several notebooks at once, two runs on one study, and a copy fit to be committed.
+papermill inspects and execute.py executes; what is here is parameters that exist and keep their type, the order and
+the sharing of the cores, and two runs on one study.
 """
 
 import ast
-import logging
 import os
-import re
 import sys
+import tempfile
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
-from weakref import WeakSet
+from typing import Any
 
 import nbformat
 import papermill
 from filelock import FileLock, Timeout
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from xai_utils import results
+from xai_utils.execute import CELL_SECONDS, Job, OwnKernel, code_cells, execute
+from xai_utils.sharing import SHARED
 from xai_utils.study import ROOT, Study, UserError, load_study, locate, nearest
-from xai_utils.tidy import publishable
 
 NOTEBOOKS = ROOT / "notebooks"
 SEQUENCE = ("01", "02", "03", "04", "05")
 BESIDE = ("00", "06")  # run for the published study too: how its twin was made, and the explorers' static twins
 READS = {"05": {"01", "02", "03", "04"}}  # the notebooks whose tables a notebook reads
 THREADS = "OMP_NUM_THREADS"
-CELL_SECONDS = 3600
-KERNEL_ENVIRONMENT = {
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "XAI_HEADLESS": "1",  # the runner's bar is the only one, and no widget is built
-}
-KERNEL_STARTS = 3  # two kernels that start at once can pick one port (papermill issue 511)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One notebook to execute: its source, where the executed copy goes, the parameters that differ from its own."""
-
-    source: Path
-    output: Path
-    parameters: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def number(self) -> str:
-        return self.source.stem.split("_")[0]
-
-
-class OwnKernel(AsyncKernelManager):
-    """A kernel of the running interpreter, whatever kernels are installed beside it, in the repository's root."""
-
-    started: ClassVar["WeakSet[OwnKernel]"] = WeakSet()
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
-        return KernelSpec(argv=argv, display_name="Python 3", language="python")
-
-    async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-        """Start it with figures inline, also where the caller's MPLBACKEND says otherwise."""
-        # The folder is given here, for papermill would change that of this process, which its threads share.
-        await super().start_kernel(**options | {"env": os.environ | KERNEL_ENVIRONMENT, "cwd": str(ROOT)})
-        self.started.add(self)
-
-    @classmethod
-    def end_all(cls) -> None:
-        """Kill the processes; the threads that wait for them then find their kernels dead."""
-        for process in [getattr(kernel.provisioner, "process", None) for kernel in cls.started]:
-            if process is not None:
-                process.kill()
 
 
 def run(
@@ -101,34 +50,21 @@ def run(
     if "XAI_RUNS" in os.environ:  # for kernels, which work in another folder
         os.environ["XAI_RUNS"] = str(Path(os.environ["XAI_RUNS"]).resolve())
     jobs = plan(study, study_file, only, settings, notebooks)
-    with locked(study), _restored(THREADS):
-        total = sum(len(_code_cells(nbformat.read(job.source, as_version=4))) for job in jobs)
+    with locked(study):
+        total = sum(len(code_cells(nbformat.read(job.source, as_version=4))) for job in jobs)
         with tqdm(total=total, unit="cell", file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
             _execute_all(jobs, timeout, kernels, bar)
     return jobs
 
 
-@contextmanager
-def _restored(name: str) -> Iterator[None]:
-    """An environment variable is afterwards what it was before."""
-    before = os.environ.get(name)
-    try:
-        yield
-    finally:
-        os.environ.pop(name, None)
-        if before is not None:
-            os.environ[name] = before
-
-
 def _execute_all(jobs: list[Job], timeout: int, kernels: int, bar: "tqdm[Any]") -> None:
-    """Jobs in their order, `kernels` at once, none before those that it reads. The first that fails, or an
+    """`kernels` jobs at once, first those that others read, none before all that it reads. The first that fails, or an
     interruption, ends the others.
-
-    Each kernel computes on its share of the cores, unless the caller's environment says on how many: threads that
-    wait for one another cost much.
     """
-    ended, shared = threading.Event(), THREADS not in os.environ
-    waiting, running = dict(enumerate(jobs, 1)), dict[Future[None], Job]()
+    ended, running = threading.Event(), dict[Future[None], Job]()
+    read = set[str]().union(*READS.values())
+    waiting = sorted(jobs, key=lambda job: job.number not in read)
+    begun = iter(range(1, len(jobs) + 1))
 
     def work(number: int, job: Job) -> None:
         if ended.is_set():
@@ -140,17 +76,16 @@ def _execute_all(jobs: list[Job], timeout: int, kernels: int, bar: "tqdm[Any]") 
             ended.set()
             raise
 
-    with ThreadPoolExecutor(kernels) as pool:
+    with _cores(kernels) as share, ThreadPoolExecutor(kernels) as pool:
         try:
             while waiting or running:
-                unfinished = {job.number for job in (*waiting.values(), *running.values())}
-                ready = [number for number, job in waiting.items() if not READS.get(job.number, set()) & unfinished]
-                for number in ready[: kernels - len(running)]:
-                    if shared and kernels > 1:
-                        beside = min(kernels, len(running) + len(waiting))
-                        os.environ[THREADS] = str(max((os.cpu_count() or 1) // beside, 1))
-                    job = waiting.pop(number)
-                    running[pool.submit(work, number, job)] = job
+                unfinished = {job.number for job in (*waiting, *running.values())}
+                ready = [job for job in waiting if not READS.get(job.number, set()) & unfinished]
+                ready = ready[: kernels - len(running)]
+                share(len(running) + len(ready))
+                for job in ready:
+                    waiting.remove(job)
+                    running[pool.submit(work, next(begun), job)] = job
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     running.pop(done)
                     done.result()
@@ -158,6 +93,31 @@ def _execute_all(jobs: list[Job], timeout: int, kernels: int, bar: "tqdm[Any]") 
             ended.set()
             OwnKernel.end_all()
             raise
+
+
+@contextmanager
+def _cores(kernels: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function that tells so many kernels to share the cores, those that begin and those that are at work.
+
+    Threads that wait for one another cost much, so each kernel computes on a share of its own, unless the caller's
+    environment says on how many; when one ends, the others take over its cores with their next case (threads.py).
+    """
+    if kernels == 1 or THREADS in os.environ:
+        yield lambda processes: None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "processes"
+
+        def share(processes: int) -> None:
+            results.write_text(file, str(processes))
+            os.environ[THREADS] = str(max((os.cpu_count() or 1) // processes, 1))
+
+        os.environ[SHARED] = str(file)
+        try:
+            yield share
+        finally:
+            os.environ.pop(SHARED)
+            os.environ.pop(THREADS, None)
 
 
 def plan(
@@ -248,96 +208,6 @@ def _literal(source: str) -> Any:
         return ast.literal_eval(source)
     except (ValueError, SyntaxError):
         return source
-
-
-def execute(
-    job: Job, timeout: int = CELL_SECONDS, bar: "tqdm[Any] | None" = None, ended: threading.Event | None = None
-) -> None:
-    """Execute one notebook in a fresh kernel and replace its output when all cells have succeeded.
-
-    No further cell is begun once `ended` is set. Raises UserError, naming notebook and cell: a cell fails or takes
-    longer than `timeout` seconds, the kernel dies.
-    """
-    progress = _Progress(job, bar, ended)
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it says is said once, below
-    try:
-        for attempt in range(1, KERNEL_STARTS + 1):
-            try:
-                notebook = _papermill(job, timeout, progress)
-                break
-            except RuntimeError:
-                if progress.cells or attempt == KERNEL_STARTS:
-                    raise
-                time.sleep(attempt)
-    except PapermillExecutionError as error:
-        raise UserError(f"{progress.place}: {_told(error)}") from None
-    except CellTimeoutError:
-        raise UserError(f"{progress.place}: took longer than {timeout} s; allow more with --timeout SECONDS") from None
-    except DeadKernelError:
-        reason = "the kernel was killed, most likely for lack of memory; close programs, or use a smaller model or text"
-        raise UserError(f"{progress.place}: {reason}") from None
-    except RuntimeError as error:
-        raise UserError(f"{progress.place}: the kernel did not start ({_line(str(error))}); try again") from None
-    publishable(notebook)
-    results.write_text(job.output, nbformat.writes(notebook) + "\n")
-
-
-def _papermill(job: Job, timeout: int, progress: "_Progress") -> nbformat.NotebookNode:
-    return papermill.execute_notebook(
-        str(job.source),
-        None,  # nothing is written until all of it has succeeded
-        parameters=job.parameters,
-        kernel_name="python3",
-        language="python",
-        progress_bar=False,
-        execution_timeout=timeout,
-        kernel_manager_class=OwnKernel,
-        on_cell_execute=progress.start,
-        on_cell_executed=progress.done,
-        record_timing=False,
-        store_widget_state=False,
-        coalesce_streams=True,
-    )
-
-
-class _Progress:
-    """Counts cells as a person reads them: code cells from 1, without the injected one."""
-
-    def __init__(self, job: Job, bar: "tqdm[Any] | None", ended: threading.Event | None) -> None:
-        self.name, self.bar, self.ended, self.cells = job.source.name, bar, ended, 0
-
-    def start(self, cell: nbformat.NotebookNode, **_: Any) -> None:
-        self.cells += not _injected(cell)
-        if self.ended is not None and self.ended.is_set():
-            raise UserError(f"{self.place}: not begun, for the run was ended")
-
-    def done(self, cell: nbformat.NotebookNode, **_: Any) -> None:
-        if self.bar is not None and not _injected(cell):
-            self.bar.update()
-
-    @property
-    def place(self) -> str:
-        return f"{self.name}, cell {self.cells}" if self.cells else self.name
-
-
-def _told(error: PapermillExecutionError) -> str:
-    """The failure in one line; its traceback goes before it, unless the cell itself told the user what is wrong."""
-    if error.ename == UserError.__name__:
-        return _line(error.evalue)
-    tqdm.write(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)), file=sys.stderr)
-    return f"{error.ename}: {_line(error.evalue)}".removesuffix(": ")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-
-
-def _injected(cell: nbformat.NotebookNode) -> bool:
-    return "injected-parameters" in cell.metadata.get("tags", [])
 
 
 def _portable(path: Path) -> str:

@@ -5,6 +5,8 @@ different ways. Where the budget of forward passes covers every subset of the wo
 without sampling error; else it samples until the standard error of every word is small, or the budget ends, and states
 the error. Shapley values are additive: they sum to F(x) - F(baseline), and a word's value is shared equally by its
 tokens. LIME and occlusion are not: a token alone in its word has the word's score, the others none.
+
+captum, shap and scikit-learn are imported where they compute, as captum is in gradients.py.
 """
 
 from __future__ import annotations
@@ -15,9 +17,7 @@ from math import comb
 
 import numpy as np
 import torch
-from captum.attr import Occlusion
 from jaxtyping import Bool, Float
-from sklearn.linear_model import Ridge
 
 from xai_utils.attribution import FLOOR, Attribution
 from xai_utils.models import LoadedModel
@@ -91,7 +91,7 @@ def kernel_shap(
     `shap` states no error, so it is run several times with seeds of its own, and the mean has the standard error
     between runs; one run over all subsets, where the budget covers them, is exact. Stops and raises as `shapley` does.
     """
-    import shap  # seconds to import, and the other methods don't need it
+    import shap
 
     presence = Presence(model, case, target, baseline, keep_sink, seed)
     count, draws = len(presence.players), len(presence.rows)
@@ -165,6 +165,8 @@ def occlusion(
     Neighbours that stand in for each other are found, which taking away one word at a time (`ablation`, the same as a
     window of 1) cannot. After Zeiler & Fergus (2014, arXiv 1311.2901). Raises UserError for a window below 1.
     """
+    from captum.attr import Occlusion
+
     if window < 1:
         raise UserError(f"window is {window}; expected at least 1, the number of words hidden at a time; use 2")
     presence = Presence(model, case, target, baseline, keep_sink, seed)
@@ -212,6 +214,8 @@ def lime_fit(
     masks: Bool[np.ndarray, "row player"], values: Float[np.ndarray, "row draw"], frequency: Float[np.ndarray, " row"]
 ) -> tuple[Float[np.ndarray, "player draw"], Float[np.ndarray, " player"]]:
     """Coefficients of LIME's weighted ridge regression, and their standard errors as of a random sample of rows."""
+    from sklearn.linear_model import Ridge
+
     inputs = masks.astype(float)
     distance = 1 - np.sqrt(inputs.mean(1))  # cosine distance from the vector of ones
     weights = frequency * np.sqrt(np.exp(-((distance / WIDTH) ** 2)))

@@ -12,6 +12,8 @@ from filelock import FileLock, Timeout
 
 from xai_utils.results import writing
 
+SHARED = "XAI_SHARED"  # names a file that holds how many processes are at work on one run, now
+
 
 class Claims:
     """The results that this process is computing."""

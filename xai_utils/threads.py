@@ -9,17 +9,31 @@ from __future__ import annotations
 import contextvars
 import functools
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from xai_utils.sharing import SHARED
+
 LEAST = 256  # positions for each core: a pass of few is bound by reading the weights, which every core does for itself
 
 Found = TypeVar("Found")
+
+
+def take_share() -> None:
+    """Compute from here on with this process's share of the cores, where a run is shared among processes.
+
+    A process that asks before each case takes over the cores of those that have ended.
+    """
+    if SHARED in os.environ:
+        processes = int(Path(os.environ[SHARED]).read_text())
+        torch.set_num_threads(max((os.cpu_count() or 1) // processes, 1))
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from xai_utils.compare import certified, interval
 
@@ -42,24 +43,26 @@ def agreement(
     rows = []
     for keys, wide in _by_case(_comparable(word_scores, certificates, baseline, uncertified)):
         correlation = wide.corr(method="spearman", min_periods=LEAST)
-        for a, b in combinations(wide.columns, 2):
-            both = wide[[a, b]].dropna()
+        scores, there = wide.to_numpy(), wide.notna().to_numpy()
+        for a, b in combinations(range(len(wide.columns)), 2):
+            both = scores[there[:, a] & there[:, b]]
             size = min(k, max(len(both) // 2, 1))
             rows.append(
                 keys
-                | {"method_a": a, "method_b": b, "words": len(both), "spearman": correlation.loc[a, b]}
-                | {"k": size, "top_k_overlap": top_overlap(both[a], both[b], size) if len(both) else np.nan}
+                | {"method_a": wide.columns[a], "method_b": wide.columns[b], "words": len(both)}
+                | {"spearman": correlation.iloc[a, b], "k": size}
+                | {"top_k_overlap": top_overlap(both[:, a], both[:, b], size) if len(both) else np.nan}
             )
     return pd.DataFrame(rows, columns=[*CASE, "method_a", "method_b", "words", "spearman", "k", "top_k_overlap"])
 
 
-def top_overlap(a: pd.Series, b: pd.Series, k: int) -> float:
+def top_overlap(a: ArrayLike, b: ArrayLike, k: int) -> float:
     """Share of the k highest entries of one that are among the k highest of the other; ties in reading order.
 
-    >>> top_overlap(pd.Series([3.0, 2.0, 1.0]), pd.Series([3.0, 0.0, 1.0]), 2)
+    >>> top_overlap([3.0, 2.0, 1.0], [3.0, 0.0, 1.0], 2)
     0.5
     """
-    top_a, top_b = (set(np.argsort(-scores.to_numpy(), kind="stable")[:k].tolist()) for scores in (a, b))
+    top_a, top_b = (set(np.argsort(-np.asarray(scores), kind="stable")[:k].tolist()) for scores in (a, b))
     return len(top_a & top_b) / k
 
 

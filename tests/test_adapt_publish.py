@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 from xai_utils import adapters, models
-from xai_utils.adapt import publish
+from xai_utils.adapt import pipeline, publish
 from xai_utils.study import ROOT, ModelEntry
 
 CHECKPOINT = ROOT / "models" / "smollm2-135m-ru-ts"
@@ -82,3 +82,16 @@ def test_what_the_card_says_stands_in_the_table() -> None:
     assert trained["en"]["bits_per_character_of_base"] <= 1.02
     card = (CHECKPOINT / "README.md").read_text()
     assert f"{100 * (1 - trained['ru']['bits_per_character_of_base']):.1f} % below" in card
+
+
+def test_the_shipped_card_is_what_its_tables_say(tmp_path: Path) -> None:
+    names = ("evaluation", "samples", "training", "corpus", "vocabulary")
+    facts = pipeline.facts({name: publish.read_table(name) for name in names}, pipeline.RECIPE)
+    publish.write_card(tmp_path, facts)
+    made, shipped = ((folder / "README.md").read_text().splitlines() for folder in (tmp_path, CHECKPOINT))
+    assert len(made) == len(shipped)
+    # Trained and measured in bfloat16, before the recipe chose the arithmetic by what the processor multiplies fast.
+    assert [line for line in made if "float32" not in line] == [
+        line for line in shipped if "float32" not in line and "bfloat16" not in line
+    ]
+    assert "Trials of equal budgets" in "\n".join(made)

@@ -9,7 +9,7 @@ from tests.tiny import tiny_case, tiny_loaded
 from xai_utils import threads
 from xai_utils.sharing import SHARED
 from xai_utils.target import Objective
-from xai_utils.threads import in_passes, take_share
+from xai_utils.threads import in_passes
 from xai_utils.watch import Stopped, Watch
 
 
@@ -88,14 +88,12 @@ def test_passes_side_by_side_are_watched(objective):
     assert watch.passes < 2
 
 
-def test_a_share_of_the_cores_is_taken_anew_before_each_case(cores, tmp_path, monkeypatch):
+def test_a_share_of_the_cores_is_taken_anew_before_each_batch(cores, tmp_path, monkeypatch):
     monkeypatch.setattr(threads.os, "cpu_count", lambda: 6)
     file = tmp_path / "processes"
     monkeypatch.setenv(SHARED, str(file))
     for processes, expected in ((2, 3), (4, 1), (8, 1)):
         file.write_text(str(processes))
-        take_share()
-        assert torch.get_num_threads() == expected
+        assert in_passes(lambda rows: torch.get_num_threads(), torch.zeros(1, 3, 1), room=1) == [expected]
     monkeypatch.delenv(SHARED)
-    take_share()
-    assert torch.get_num_threads() == 1
+    assert in_passes(lambda rows: torch.get_num_threads(), torch.zeros(1, 3, 1), room=1) == [1]

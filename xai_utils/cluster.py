@@ -24,7 +24,6 @@ from xai_utils.cache import first_line
 from xai_utils.jobs import Job, made_by
 from xai_utils.models import LoadedModel, load
 from xai_utils.study import ModelEntry, UserError
-from xai_utils.threads import take_share
 
 SCHEDULER = "XAI_SCHEDULER"  # the address that this process and the kernels it starts send cases to
 AHEAD = 2  # cases sent for each thread of the cluster: one is computed, one waits, the rest are not made yet
@@ -100,7 +99,6 @@ def _connected(address: str) -> Iterator[Any]:
 
 def _here(jobs: Iterator[Job], models: Mapping[str, LoadedModel]) -> Iterator[tuple[Job, Outcome]]:
     for job in jobs:
-        take_share()
         yield job, _outcome(job, models[job.case.model])
 
 

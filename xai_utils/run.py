@@ -100,7 +100,7 @@ def _cores(kernels: int) -> Iterator[Callable[[int], None]]:
     """Gives a function that tells so many kernels to share the cores, those that begin and those that are at work.
 
     Threads that wait for one another cost much, so each kernel computes on a share of its own, unless the caller's
-    environment says on how many; when one ends, the others take over its cores with their next case (threads.py).
+    environment says on how many; when one ends, the others take over its cores with their next batch (threads.py).
     """
     if kernels == 1 or THREADS in os.environ:
         yield lambda processes: None

@@ -27,9 +27,8 @@ Found = TypeVar("Found")
 
 
 def take_share() -> None:
-    """Compute from here on with this process's share of the cores, where a run is shared among processes.
-
-    A process that asks before each case takes over the cores of those that have ended.
+    """Compute from here on with this process's share of the cores, where a run is shared among processes: whoever asks
+    again takes over the cores of those that have ended.
     """
     if SHARED in os.environ:
         processes = int(Path(os.environ[SHARED]).read_text())
@@ -69,6 +68,7 @@ def in_passes(function: Callable[[slice], Found], embeds: Tensor, room: int) -> 
 
     On a CPU several parts are computed at once, each on one core and in the caller's context.
     """
+    take_share()
     threads = torch.get_num_threads()
     parts, cores = cut(len(embeds), embeds.shape[1], room, threads if embeds.device.type == "cpu" else 1)
     edges = [len(embeds) * part // parts for part in range(parts + 1)]

@@ -253,4 +253,13 @@ def facts(found: dict[str, pd.DataFrame], recipe: train.Recipe) -> dict[str, obj
         "kinds": kinds[list(ENTRIES)].round(3).reset_index(),
         "corpus": sizes,
         "samples": found["samples"].query("model in ('base', 'trained')")[["prompt", "model", "continuation"]],
+        "trials": trials_told(),
     }  # fmt: skip
+
+
+def trials_told() -> pd.DataFrame:
+    """What `python -m xai_utils.adapt trials` found, as the card shows it; empty before it has run."""
+    if not publish.has_table("trials"):
+        return pd.DataFrame()
+    columns = ["trial", "fitted_tokens", "trained_tokens", "rate", "bits_per_character_ru", "bits_per_character_en"]
+    return publish.read_table("trials")[columns].round(3).astype(object).fillna("")

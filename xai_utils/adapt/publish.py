@@ -87,6 +87,11 @@ def read_table(name: str, folder: Path | None = None) -> pd.DataFrame:
     return pd.read_csv(file, keep_default_na=False, na_values=[""])
 
 
+def has_table(name: str) -> bool:
+    """Whether the shipped checkpoint has this table."""
+    return (checkpoint_folder() / TABLES / f"{name}.csv").is_file()
+
+
 def markdown(frame: pd.DataFrame) -> str:
     """A small table in Markdown.
 

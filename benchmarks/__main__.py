@@ -96,7 +96,10 @@ def keep(rows: list[dict[str, Any]]) -> pd.DataFrame:
         old, keys = pd.read_csv(RESULTS), ["work", "tokens", "dtype"]
         stale = pd.MultiIndex.from_frame(old[keys]).isin(pd.MultiIndex.from_frame(new[keys]))
         new = pd.concat([old[~stale], new], ignore_index=True)
-    write_whole(RESULTS, lambda file: new.map(rounded).to_csv(file, index=False, lineterminator="\n"))
+    write_whole(
+        RESULTS,
+        lambda file: new.map(rounded).astype({"tokens": "Int64"}).to_csv(file, index=False, lineterminator="\n"),
+    )
     return new
 
 

@@ -84,6 +84,17 @@ def test_what_the_card_says_stands_in_the_table() -> None:
     assert f"{100 * (1 - trained['ru']['bits_per_character_of_base']):.1f} % below" in card
 
 
+def test_the_card_shows_the_trials_once_they_have_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "checkpoint_folder", lambda: tmp_path)
+    assert pipeline.trials_told().empty
+    base = {"trial": "base", "bits_per_character_ru": 2.07701, "bits_per_character_en": 1.1638}
+    spent = {"trial": "mean", "fitted_tokens": 0.0, "trained_tokens": 40960.0, "rate": 0.002}
+    bits = {"bits_per_character_ru": 2.6764, "bits_per_character_en": 1.1656}
+    publish.write_table(pd.DataFrame([base, spent | bits]), "trials")
+    rows = publish.markdown(pipeline.trials_told()).splitlines()[2:]
+    assert rows == ["| base |  |  |  | 2.077 | 1.164 |", "| mean | 0 | 40960 | 0.002 | 2.676 | 1.166 |"]
+
+
 def test_the_shipped_card_is_what_its_tables_say(tmp_path: Path) -> None:
     names = ("evaluation", "samples", "training", "corpus", "vocabulary")
     facts = pipeline.facts({name: publish.read_table(name) for name in names}, pipeline.RECIPE)

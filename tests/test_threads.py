@@ -89,7 +89,7 @@ def test_passes_side_by_side_are_watched(objective):
 
 
 def test_a_share_of_the_cores_is_taken_anew_before_each_batch(cores, tmp_path, monkeypatch):
-    monkeypatch.setattr(threads.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
     file = tmp_path / "processes"
     monkeypatch.setenv(SHARED, str(file))
     for processes, expected in ((2, 3), (4, 1), (8, 1)):

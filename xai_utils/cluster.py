@@ -23,6 +23,7 @@ import torch
 from xai_utils.cache import first_line
 from xai_utils.jobs import Job, made_by
 from xai_utils.models import LoadedModel, load
+from xai_utils.sharing import cores_of_each
 from xai_utils.study import ModelEntry, UserError
 
 SCHEDULER = "XAI_SCHEDULER"  # the address that this process and the kernels it starts send cases to
@@ -64,9 +65,11 @@ def scheduler(address: str | None = None, workers: int | None = None) -> Iterato
 def _local(workers: int) -> Any:
     from distributed import LocalCluster
 
-    threads = max((os.cpu_count() or 1) // workers, 1)
     return LocalCluster(
-        n_workers=workers, threads_per_worker=threads, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
+        n_workers=workers,
+        threads_per_worker=cores_of_each(workers),
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.CRITICAL,
     )
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from xai_utils import results
 from xai_utils.execute import CELL_SECONDS, Job, OwnKernel, code_cells, execute
-from xai_utils.sharing import SHARED
+from xai_utils.sharing import SHARED, cores_of_each
 from xai_utils.study import ROOT, Study, UserError, load_study, locate, nearest
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -110,7 +110,7 @@ def _cores(kernels: int) -> Iterator[Callable[[int], None]]:
 
         def share(processes: int) -> None:
             results.write_text(file, str(processes))
-            os.environ[THREADS] = str(max((os.cpu_count() or 1) // processes, 1))
+            os.environ[THREADS] = str(cores_of_each(processes))
 
         os.environ[SHARED] = str(file)
         try:

@@ -6,6 +6,7 @@ result is there: whoever still waits for it then finds the result.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +14,11 @@ from filelock import FileLock, Timeout
 from xai_utils.results import writing
 
 SHARED = "XAI_SHARED"  # names a file that holds how many processes are at work on one run, now
+
+
+def cores_of_each(processes: int) -> int:
+    """How many cores each of so many processes computes on."""
+    return max((os.cpu_count() or 1) // processes, 1)
 
 
 class Claims:

@@ -19,20 +19,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from xai_utils.sharing import SHARED
+from xai_utils.sharing import SHARED, cores_of_each
 
 LEAST = 256  # positions for each core: a pass of few is bound by reading the weights, which every core does for itself
 
 Found = TypeVar("Found")
 
 
-def take_share() -> None:
+def _take_share() -> None:
     """Compute from here on with this process's share of the cores, where a run is shared among processes: whoever asks
     again takes over the cores of those that have ended.
     """
     if SHARED in os.environ:
-        processes = int(Path(os.environ[SHARED]).read_text())
-        torch.set_num_threads(max((os.cpu_count() or 1) // processes, 1))
+        torch.set_num_threads(cores_of_each(int(Path(os.environ[SHARED]).read_text())))
 
 
 @functools.cache
@@ -68,7 +67,7 @@ def in_passes(function: Callable[[slice], Found], embeds: Tensor, room: int) -> 
 
     On a CPU several parts are computed at once, each on one core and in the caller's context.
     """
-    take_share()
+    _take_share()
     threads = torch.get_num_threads()
     parts, cores = cut(len(embeds), embeds.shape[1], room, threads if embeds.device.type == "cpu" else 1)
     edges = [len(embeds) * part // parts for part in range(parts + 1)]

@@ -262,4 +262,5 @@ def trials_told() -> pd.DataFrame:
     if not publish.has_table("trials"):
         return pd.DataFrame()
     columns = ["trial", "fitted_tokens", "trained_tokens", "rate", "bits_per_character_ru", "bits_per_character_en"]
-    return publish.read_table("trials")[columns].round(3).astype(object).fillna("")
+    table = publish.read_table("trials")[columns].round(3)
+    return table.astype({"fitted_tokens": "Int64", "trained_tokens": "Int64"}).astype(object).fillna("")

@@ -126,9 +126,12 @@ def test_what_others_read_goes_first(book, notebooks, study, tmp_path):
 
 def test_the_comparison_begins_when_all_that_it_reads_is_there(book, notebooks, study, tmp_path):
     log = tmp_path / "log"
-    for name, seconds in (("01_a", 0), ("02_b", 4), ("03_c", 0), ("04_d", 0), ("05_e", 0)):
+    log.touch()
+    until = f"while '+04' not in open({str(log)!r}).read() and time.monotonic() < end: time.sleep(0.05)"
+    for name in ("01_a", "02_b", "03_c", "04_d", "05_e"):
         note = f"open({str(log)!r}, 'a').write"
-        book(name, f"import time\n{note}('+{name[:2]} ')\ntime.sleep({seconds})\n{note}('-{name[:2]} ')")
+        wait = until if name == "02_b" else ""
+        book(name, f"import time\nend = time.monotonic() + 60\n{note}('+{name[:2]} ')\n{wait}\n{note}('-{name[:2]} ')")
     run(study, kernels=2, notebooks=notebooks)
     events = log.read_text().split()
     assert events[-2:] == ["+05", "-05"] and sorted(events) == sorted([f"{s}0{n}" for n in range(1, 6) for s in "+-"])

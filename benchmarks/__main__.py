@@ -96,6 +96,8 @@ def keep(rows: list[dict[str, Any]]) -> pd.DataFrame:
         old, keys = pd.read_csv(RESULTS), ["work", "tokens", "dtype"]
         stale = pd.MultiIndex.from_frame(old[keys]).isin(pd.MultiIndex.from_frame(new[keys]))
         new = pd.concat([old[~stale], new], ignore_index=True)
+    first = pd.factorize(new["work"])[0]  # a work's lengths stand together, whenever they were measured
+    new = new.assign(first=first).sort_values(["first", "tokens"], kind="stable", ignore_index=True)[COLUMNS]
     write_whole(
         RESULTS,
         lambda file: new.map(rounded).astype({"tokens": "Int64"}).to_csv(file, index=False, lineterminator="\n"),

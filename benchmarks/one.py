@@ -19,6 +19,7 @@ the town said that he was the best man they had ever known, and that he would gi
 night came and the first star was in the sky, he got up and went home, and the dog went with him. The capital of France
 is"""
 MATRIX = 2048
+CYCLE = 20  # the windows of TEXT that a study of many texts goes round, so that its texts are as long as those of a few
 
 
 def peak_mb() -> float:
@@ -93,7 +94,9 @@ def texts(count: int) -> dict[str, float]:
 
         model = save_tiny(Path(folder) / "model")
         words = TEXT.split()
-        entries = [{"id": f"t{n}", "text": f"{n} " + " ".join(words[n % 40 : n % 40 + 12])} for n in range(count)]
+        entries = [
+            {"id": f"t{n}", "text": f"{n:03d} " + " ".join(words[n % CYCLE : n % CYCLE + 12])} for n in range(count)
+        ]
         study = {"name": "many", "models": [{"label": "m", "model": str(model)}], "texts": entries}
         book = Explainer(Study.model_validate(study | {"budget": 200}))
         start = time.perf_counter()

@@ -64,8 +64,8 @@ def test_lines_not_measured_again_are_kept(tmp_path, monkeypatch):
     bench.keep([line | {"seconds": 1.0}, line | {"tokens": 64, "seconds": 2.0}, many | {"seconds": 3.0}])
     bench.keep([line | {"seconds": 4.0, "error": "0.5"}, many | {"seconds": 5.0}])
     kept = pd.read_csv(tmp_path / "results.csv")
-    assert kept["seconds"].tolist() == [2.0, 4.0, 5.0]
-    assert bench.keep([])["seconds"].tolist() == [2.0, 4.0, 5.0]
+    assert kept["seconds"].tolist() == [4.0, 2.0, 5.0]
+    assert bench.keep([])["seconds"].tolist() == [4.0, 2.0, 5.0]
 
 
 @pytest.mark.parametrize(("error", "said"), [(0.2, "inseq 0.50 (gave up at an error of 20%)"), (0.005, "inseq 0.50")])

@@ -30,6 +30,8 @@ PACKAGES = ("torch", "transformers", "captum", "peft", "tokenizers", "numpy", "s
 ROW_GROUP = 2000  # rows of a table that are held until they are written: each row group costs memory of its own
 DIGITS = 5  # significant, in published tables: what two machines agree on
 
+pa.set_memory_pool(pa.system_memory_pool())  # arrow's own keeps what a table took, so memory would grow with the texts
+
 
 @dataclass(frozen=True)
 class Folders:

@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import TEXTS
+
 TEXT = """The sun was low in the sky and the air was cool when the old man came down to the river with his dog. He had
 walked a long way that day, past the school and the church and the small white house near the road, and now he wanted
 to sit on the grass and look at the water. The dog ran along the bank, and then it came back with a stick in its mouth
@@ -19,7 +21,6 @@ the town said that he was the best man they had ever known, and that he would gi
 night came and the first star was in the sky, he got up and went home, and the dog went with him. The capital of France
 is"""
 MATRIX = 2048
-CYCLE = 20  # the windows of TEXT that a study of many texts goes round, so that its texts are as long as those of a few
 
 
 def peak_mb() -> float:
@@ -85,7 +86,10 @@ def case_of(model, tokens):  # type: ignore[no-untyped-def]
 
 
 def texts(count: int) -> dict[str, float]:
-    """Time and peak memory of a study of so many texts, one tiny model, three methods, from an empty cache."""
+    """Time and peak memory of a study of so many texts, one tiny model, three methods, from an empty cache.
+
+    The same few windows of TEXT go round, so that the texts of a large study are as long as those of a small one.
+    """
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XAI_RUNS"] = folder
         from tests.tiny import save_tiny
@@ -95,7 +99,8 @@ def texts(count: int) -> dict[str, float]:
         model = save_tiny(Path(folder) / "model")
         words = TEXT.split()
         entries = [
-            {"id": f"t{n}", "text": f"{n:03d} " + " ".join(words[n % CYCLE : n % CYCLE + 12])} for n in range(count)
+            {"id": f"t{n}", "text": f"{n:03d} " + " ".join(words[n % TEXTS[0] : n % TEXTS[0] + 12])}
+            for n in range(count)
         ]
         study = {"name": "many", "models": [{"label": "m", "model": str(model)}], "texts": entries}
         book = Explainer(Study.model_validate(study | {"budget": 200}))

@@ -88,8 +88,10 @@ def _named(address: str) -> Iterator[None]:
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
     from distributed import Client
+    from distributed.comm import resolve_address
 
     try:
+        resolve_address(address)  # a Client that cannot read it stays half open, and its collection can lock the next
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(

@@ -154,6 +154,16 @@ def test_what_is_cached_needs_no_scheduler(book, monkeypatch):
     pd.testing.assert_frame_equal(book.tables(["ablation"], ["t0"])["attributions"], first["attributions"])
 
 
+def test_no_client_is_made_for_an_address_that_cannot_be_read(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("a client that cannot start stays half open, and its collection can lock the next one")
+
+    monkeypatch.setattr("distributed.Client", refuse)
+    for address in ("nonsense", "http://127.0.0.1:9", "tcp://127.0.0.1:port"):
+        with pytest.raises(UserError, match="no answer from it"), cluster.scheduler(address):
+            raise AssertionError("not reached")
+
+
 def test_a_scheduler_that_does_not_answer_is_one_line(monkeypatch):
     monkeypatch.setattr(cluster, "PATIENCE", 0.5)
     for address in ("tcp://127.0.0.1:9", "nonsense", "http://127.0.0.1:9"):

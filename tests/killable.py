@@ -1,6 +1,7 @@
-"""A short training of a tiny model in a process that a test can kill: `python -m tests.killable FOLDER WORKERS`."""
+"""A short training of a tiny model in a process that a test can kill: `python -m tests.killable FOLDER WORKERS STEPS`."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from xai_utils.adapt.train import Recipe, Substituted, Trainer, Worker
 
 ROWS = list(range(300, 340))
 RECIPE = Recipe(
-    steps=40, sequences=4, length=16, rate=1e-2, warm_up=4, checkpoint_every=3, fit_sequences=8, fit_epochs=2, seed=5
+    steps=40, sequences=4, length=16, rate=1e-2, warm_up=4, checkpoint_every=3, replayed=32, remembered=5, seed=5
 )
 
 
@@ -27,21 +28,22 @@ def trainer(folder: Path, worker: Worker | None = None, recipe: Recipe = RECIPE)
     return Trainer(Substituted(model, ROWS, start), recipe, folder, worker)
 
 
-def work(rank: int, workers: int, port: int, folder: Path) -> None:
+def work(rank: int, workers: int, port: int, folder: Path, steps: int) -> None:
     torch.set_num_threads(1)
     if workers > 1:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
-    trainer(folder, Worker(rank, workers)).run(data(1, 100), data(2, RECIPE.fit_sequences))
+    trainer(folder, Worker(rank, workers), replace(RECIPE, steps=steps)).run(data(1, 100))
     if workers > 1:
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    folder, workers, port = Path(sys.argv[1]), int(sys.argv[2]), free_port()
+    folder, port = Path(sys.argv[1]), free_port()
+    workers, steps = map(int, sys.argv[2:])
     context = multiprocessing.get_context("spawn")
     others = [
-        context.Process(target=work, args=(rank, workers, port, folder), daemon=True) for rank in range(1, workers)
+        context.Process(target=work, args=(rank, workers, port, folder, steps), daemon=True) for rank in range(1, workers)
     ]
     for process in others:
         process.start()
-    work(0, workers, port, folder)
+    work(0, workers, port, folder, steps)

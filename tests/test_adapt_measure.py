@@ -130,6 +130,7 @@ def test_windows_take_the_kinds_in_turn() -> None:
     said = [tokenizer.decode(window, skip_special_tokens=True) for window in windows]
     counts = {word: sum(word[1:-1] in text for text in said) for word in words.values()}
     assert counts == {"кошка": 15, "собака": 15, "planets": 10}
+    assert (windows[:, 0] == 0).all()
     again = prepare.training_windows(Corpus(tuple(parts), ()), tokenizer, 20, 12, 0, seed=1, english_share=0.25)
     assert torch.equal(windows[:20], again)
 

@@ -88,11 +88,11 @@ def test_the_card_shows_the_trials_once_they_have_run(tmp_path: Path, monkeypatc
     monkeypatch.setattr(publish, "checkpoint_folder", lambda: tmp_path)
     assert pipeline.trials_told().empty
     base = {"trial": "base", "bits_per_character_ru": 2.07701, "bits_per_character_en": 1.1638}
-    spent = {"trial": "mean", "fitted_tokens": 0.0, "trained_tokens": 40960.0, "rate": 0.002}
+    spent = {"trial": "mean", "trained_tokens": 40960.0, "replays": 2.0, "rate": 0.002}
     bits = {"bits_per_character_ru": 2.6764, "bits_per_character_en": 1.1656}
     publish.write_table(pd.DataFrame([base, spent | bits]), "trials")
     rows = publish.markdown(pipeline.trials_told()).splitlines()[2:]
-    assert rows == ["| base |  |  |  | 2.077 | 1.164 |", "| mean | 0 | 40960 | 0.002 | 2.676 | 1.166 |"]
+    assert rows == ["| base |  |  |  | 2.077 | 1.164 |", "| mean | 40960 | 2 | 0.002 | 2.676 | 1.166 |"]
 
 
 def test_the_shipped_card_is_what_its_tables_say(tmp_path: Path) -> None:

@@ -5,8 +5,7 @@
             Vocabulary Transfer)
 
 Both need the base's weights and the two tokenizers alone, so the untrained control can be had at any time. The mean
-is what the shipped model started from; train.py adds to it, as the first part of training, the fit of the output role
-(`fit_output`).
+is what the shipped model started from.
 """
 
 import torch

@@ -28,7 +28,6 @@ from xai_utils.study import ModelEntry
 
 BASE = "smollm2-135m-instruct"
 RECIPE = train.Recipe()
-FEATURE_SEED = 1  # the fit of part 1 reads other windows than training begins with
 
 
 @dataclass(frozen=True)
@@ -102,10 +101,7 @@ def _work(
     substituted = train.Substituted(model, made.rows, start)
     number = recipe.steps * recipe.sequences
     data = prepare.training_windows(made.texts, made.tokenizer, number, recipe.length, made.start, recipe.seed, english)
-    fit = prepare.training_windows(
-        made.texts, made.tokenizer, recipe.fit_sequences, recipe.length, made.start, FEATURE_SEED, 0.25
-    )
-    train.Trainer(substituted, recipe, folder, train.Worker(rank, workers)).run(data, fit)
+    train.Trainer(substituted, recipe, folder, train.Worker(rank, workers)).run(data)
     if workers > 1:
         dist.destroy_process_group()
     torch.set_num_threads(threads)
@@ -245,10 +241,10 @@ def facts(found: dict[str, pd.DataFrame], recipe: train.Recipe) -> dict[str, obj
         "name": publish.NAME, "base": BASE, "gone": len(found["vocabulary"]), "rows": vocabulary.ROWS, "recipe": recipe,
         "dtype": fast_dtype(torch.cpu.get_capabilities()),
         "tokens": int(last["tokens"]), "minutes": round(float(last["seconds"]) / 60),
-        "fit_tokens": recipe.fit_sequences * recipe.length,
         "russian": 100 * (1 - bits["ru"]),
         "english": 100 * (bits["en"] - 1),
         "share": 100 * tokens["ru"],
+        "english_share": round(100 * prepare.ENGLISH_SHARE, 2),
         "summary": shown[columns].sort_values(["language", "bits_per_character"], ascending=[False, False]).round(3),
         "kinds": kinds[list(ENTRIES)].round(3).reset_index(),
         "corpus": sizes,
@@ -261,6 +257,6 @@ def trials_told() -> pd.DataFrame:
     """What `python -m xai_utils.adapt trials` found, as the card shows it; empty before it has run."""
     if not publish.has_table("trials"):
         return pd.DataFrame()
-    columns = ["trial", "fitted_tokens", "trained_tokens", "rate", "bits_per_character_ru", "bits_per_character_en"]
+    columns = ["trial", "trained_tokens", "replays", "rate", "bits_per_character_ru", "bits_per_character_en"]
     table = publish.read_table("trials")[columns].round(3)
-    return table.astype({"fitted_tokens": "Int64", "trained_tokens": "Int64"}).astype(object).fillna("")
+    return table.astype({"trained_tokens": "Int64", "replays": "Int64"}).astype(object).fillna("")

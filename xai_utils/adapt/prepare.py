@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from xai_utils.adapt import corpus, vocabulary
 from xai_utils.adapt.corpus import Corpus, Text
 
-ENGLISH_SHARE = 0.125
+ENGLISH_SHARE = 0.0625
 
 
 def tokenizer(base: PreTrainedTokenizerFast, texts: Corpus, folder: Path) -> tuple[PreTrainedTokenizerFast, list[int]]:
@@ -48,13 +48,15 @@ def save_tokenizer(made: PreTrainedTokenizerFast, folder: Path) -> None:
 def _endless(
     texts: list[Text], made: PreTrainedTokenizerFast, length: int, start: int, random_: random.Random
 ) -> Iterator[list[int]]:
-    """Windows of `length` tokens out of whole documents in random order, a start token in front of each document,
-    again and again."""
+    """Windows of `length` tokens out of whole documents in random order, again and again; a start token in front of
+    each window, where a study's texts and the evaluation have it, and of each document."""
     rest: list[int] = []
     while True:
         for text in random_.sample(texts, len(texts)):
             rest += [start, *made(text.text, add_special_tokens=False)["input_ids"]]
             while len(rest) >= length:
+                if rest[0] != start:
+                    rest.insert(0, start)
                 yield rest[:length]
                 rest = rest[length:]
 

@@ -1,34 +1,34 @@
 """The new rows trained, everything else frozen; killed at any point, it goes on from its last checkpoint to the same
 result.
 
-A row has two roles in a tied model: what goes in for a token, and what its probability is read with. Training has two
-parts.
+A row has two roles in a tied model: what goes in for a token, and what its probability is read with. A step trains
+both, by backpropagation through the frozen body. What the body gave is then used again: for fixed hidden states the
+output role is a softmax regression, which costs a twentieth of a pass through the body, so a few more updates of it
+follow each step, on positions drawn from the states of the last steps (experience replay, Lin 1992; the rows move
+little in the meantime). That lexical rows alone can carry a model into another language is de Vries and Nissim 2021.
 
-1. `fit_output`: the output role alone. For a frozen body it is a softmax regression on the hidden states of the text,
-   which are computed once; an epoch over them costs a fiftieth of an epoch of real training. (The order, head first
-   and then through the network, is that of Kumar et al. 2022, Fine-Tuning can Distort Pretrained Features; that
-   lexical rows alone can carry a model into another language is de Vries and Nissim 2021.) Hidden states are long, so
-   rows move little and keep their input role.
-2. `Trainer.run`: both roles at once, by backpropagation through the frozen body; AdamW without decay; the rate
-   climbs, stays, and falls to zero.
+The optimiser is SOAP (Vyas et al. 2024): Adam in the eigenbasis of the gradients' second moment, here over the hidden
+size alone. Hidden states of a language model vary in few directions far more than in the others, which Adam, entry by
+entry, does not see. The rate climbs, stays, and falls to zero.
 
 On a CPU several processes of one thread each share a step (`workers`): on a busy machine that is far faster than one
-process of several threads, which wait for one another at every operation. Gradients are added in float32, so the
-result depends on the number of workers only by rounding. Weights of the body are bfloat16 where that
-is fast, the rows and the loss float32.
+process of several threads, which wait for one another at every operation. Gradients are added in float32, so
+their number matters only by rounding; but in directions where hidden states hardly vary, rounding decides the
+optimiser's basis, so rows repeat exactly for an equal number of workers alone. Weights of the body are bfloat16 where
+that is fast, the rows and the loss float32.
 """
 
-import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from pytorch_optimizer import SOAP
 from torch import Tensor, nn
 from torch import distributed as dist
 from transformers import PreTrainedModel
@@ -39,20 +39,21 @@ from xai_utils.study import UserError
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to train: AdamW's rate climbs for `warm_up` steps and falls to zero over the last `fall`
-    of all steps."""
+    """How long and how fast to train: the rate climbs for `warm_up` steps and falls to zero over the last `fall` of
+    all steps; `replays` more updates of the output role follow each step, each on `replayed` positions of the last
+    `remembered` steps."""
 
-    steps: int = 880
+    steps: int = 2000
     sequences: int = 2  # a step, over all workers
     length: int = 256
     rate: float = 2e-3
     warm_up: int = 40
     fall: float = 0.35
+    replays: int = 2
+    replayed: int = 1024
+    remembered: int = 100
     seed: int = 0
     checkpoint_every: int = 25
-    fit_sequences: int = 240
-    fit_epochs: int = 4
-    fit_rate: float = 1e-3
 
 
 class Substituted(nn.Module):
@@ -94,38 +95,35 @@ class Substituted(nn.Module):
         )
         return self.body(inputs_embeds=embeds, use_cache=False).last_hidden_state
 
+    def features(self, ids: Int[Tensor, "sequence position"]) -> "Features":
+        """What the surprise of every token but the first depends on beside the rows' output role."""
+        states = self.hidden(ids)[:, :-1]
+        old = (states @ self.kept.T).float()
+        place = self.place[ids[:, 1:]]
+        own = old.gather(-1, place.clamp(max=len(self.kept) - 1)[..., None])[..., 0]
+        slot = (place - len(self.kept)).clamp(min=-1)
+        return Features(states, slot, old.logsumexp(-1), torch.where(slot < 0, own, 0.0))
+
     def surprise(self, ids: Int[Tensor, "sequence position"]) -> Float[Tensor, "sequence position-1"]:
         """-log p of every token but the first, in nats, float32."""
-        states = self.hidden(ids)[:, :-1]
-        logits = torch.cat([states @ self.kept.T, states @ self.rows.to(states.dtype).T], -1)
-        return F.cross_entropy(logits.flatten(0, 1).float(), self.place[ids[:, 1:]].flatten(), reduction="none").view(
-            ids[:, 1:].shape
-        )
+        return output_surprise(self.rows, self.features(ids))
 
 
-@torch.no_grad()
-def output_features(model: Substituted, ids: Int[Tensor, "sequence position"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For every position but the last, [sequence position]: hidden state, place of the next token among the rows (-1:
-    a kept token), the kept rows' log-sum-exp, and the next token's logit where it is a kept one (else 0)."""
-    found = []
-    for sequence in ids.to(model.rows.device):
-        state = model.hidden(sequence[None])[0, :-1]
-        old = (state @ model.kept.T).float()
-        place = model.place[sequence[1:]]
-        slot = place - len(model.kept)
-        own = old.gather(1, place.clamp(max=len(model.kept) - 1)[:, None])[:, 0]
-        found.append((state, slot.clamp(min=-1), old.logsumexp(-1), torch.where(slot < 0, own, 0.0)))
-    states, slots, sums, logits = (torch.stack(column) for column in zip(*found, strict=True))
-    return states, slots, sums, logits
+class Features(NamedTuple):
+    """Positions as the output role sees them: hidden state [... hidden], place of the next token among the rows (-1:
+    a kept token), the kept rows' log-sum-exp, and the next token's logit where it is a kept one (else 0), [...]."""
+
+    state: Tensor
+    slot: Tensor
+    kept_sum: Tensor
+    kept_logit: Tensor
 
 
-def output_surprise(
-    rows: Tensor, state: Tensor, slot: Tensor, kept_sum: Tensor, kept_logit: Tensor
-) -> Float[Tensor, " position"]:
-    """-log p of the next token for fixed hidden states, as a function of the new rows alone."""
-    new = state.float() @ rows.T
-    own = torch.where(slot >= 0, new.gather(1, slot.clamp(min=0)[:, None])[:, 0], kept_logit)
-    return torch.logaddexp(new.logsumexp(-1), kept_sum) - own
+def output_surprise(rows: Float[Tensor, "rows hidden"], at: Features) -> Float[Tensor, " ..."]:
+    """-log p of the next token, in nats, as a function of the new rows alone where the features are fixed."""
+    new = at.state.float() @ rows.T
+    own = torch.where(at.slot >= 0, new.gather(-1, at.slot.clamp(min=0)[..., None])[..., 0], at.kept_logit)
+    return torch.logaddexp(new.logsumexp(-1), at.kept_sum) - own
 
 
 @dataclass
@@ -140,10 +138,10 @@ class Worker:
         if self.workers > 1:
             dist.all_reduce(tensor)
 
-    def agree(self, tensor: Tensor) -> None:
-        """Take rank 0's values, in place, when all workers have come this far."""
+    def meet(self) -> None:
+        """Wait until all workers have come this far."""
         if self.workers > 1:
-            dist.broadcast(tensor, 0)
+            dist.barrier()
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The workers' parts [part ...] put together, in the order that dealing them out one by one undoes."""
@@ -154,28 +152,35 @@ class Worker:
         return torch.stack(parts, 1).flatten(0, 1)
 
 
-def fit_output(
-    model: Substituted, ids: Int[Tensor, "sequence position"], recipe: Recipe, worker: Worker
-) -> list[float]:
-    """Part 1: the rows moved, from where they are, so that fixed hidden states predict the text; mean loss of each
-    epoch."""
-    own = output_features(model, ids[worker.rank :: worker.workers])
-    features = [worker.gather(feature).flatten(0, 1) for feature in own]
-    generator = torch.Generator().manual_seed(recipe.seed)
-    optimiser = torch.optim.Adam([model.rows], lr=recipe.fit_rate)
-    total, done, losses = recipe.fit_epochs * -(-len(features[0]) // 512), 0, []
-    for _ in range(recipe.fit_epochs):
-        order, sums = torch.randperm(len(features[0]), generator=generator), 0.0
-        for part in order.split(512):
-            optimiser.param_groups[0]["lr"] = recipe.fit_rate * (1 - done / total)
-            loss = output_surprise(model.rows, *(feature[part.to(feature.device)] for feature in features)).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            sums, done = sums + loss.item() * len(part), done + 1
-        losses.append(sums / len(order))
-    worker.agree(model.rows.data)
-    return losses
+class Memory:
+    """The features of the last steps, this worker's share of them: a ring, every array [sequence, step, position ...]."""
+
+    def __init__(self, recipe: Recipe, worker: Worker):
+        self.recipe, self.worker = recipe, worker
+        self.kept: Features | None = None
+
+    def keep(self, step: int, new: Features) -> None:
+        """Remember a step's features [sequence position ...] in place of those that are `remembered` steps old."""
+        if self.kept is None:
+            shape = (self.recipe.remembered,)
+            self.kept = Features(*(part.new_zeros(part.shape[:1] + shape + part.shape[1:]) for part in new))
+        for whole, part in zip(self.kept, new, strict=True):
+            whole[:, step % self.recipe.remembered] = part.detach()
+
+    def drawn(self, step: int) -> Iterator[Features]:
+        """For each replay after `step` steps, those of the positions drawn that this worker holds; a function of the
+        step."""
+        assert self.kept is not None
+        sequences, kept, positions = self.kept.slot.shape
+        generator = torch.Generator().manual_seed(self.recipe.seed * 2**32 + step)
+        sizes = sequences * self.worker.workers, min(step + 1, kept), positions
+        for _ in range(self.recipe.replays):
+            sequence, when, position = (
+                torch.randint(size, (self.recipe.replayed,), generator=generator) for size in sizes
+            )
+            own = sequence % self.worker.workers == self.worker.rank
+            places = sequence[own] // self.worker.workers, when[own], position[own]
+            yield Features(*(part[places] for part in self.kept))
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -203,25 +208,28 @@ def batch(data: Int[Tensor, "window position"], step: int, recipe: Recipe) -> In
 
 
 class Trainer:
-    """Both parts of training, in a folder that holds one file, `rows.safetensors`: rows, AdamW's state, recipe and
-    log."""
+    """Training in a folder that holds one file, `rows.pt`: rows, the optimiser's state, memory, recipe and log."""
 
     def __init__(self, model: Substituted, recipe: Recipe, folder: Path, worker: Worker | None = None):
         self.model, self.recipe, self.folder = model, recipe, folder
         self.worker = worker or Worker()
-        self.optimiser = torch.optim.AdamW([model.rows], lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.0)
+        assert recipe.sequences % self.worker.workers == 0, "the workers share a step's sequences evenly"
+        self.optimiser = SOAP(
+            [model.rows],
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            max_precondition_dim=model.rows.shape[1],
+        )
+        self.memory = Memory(recipe, self.worker)
         self.step, self.log = 0, list[dict[str, float]]()
 
-    def run(self, data: Int[Tensor, "window position"], fit: Int[Tensor, "window position"]) -> None:
-        """Train to the end, or go on to it: first `fit_output` on the windows `fit` (none: left out), then steps on
-        `data`."""
+    def run(self, data: Int[Tensor, "window position"]) -> None:
+        """Train on `data` to the end, or go on to it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        began, total, count = time.monotonic(), 0.0, 0
-        if not self._resume():
-            losses = fit_output(self.model, fit, self.recipe, self.worker) if len(fit) else [float("nan")]
-            self._note(time.monotonic() - began, losses[-1])
-        self.worker.agree(self.model.rows.data)  # nobody writes before everybody has read
-        began = time.monotonic() - self.log[-1]["seconds"]
+        self._resume()
+        self.worker.meet()  # nobody writes before everybody has read
+        began = time.monotonic() - (self.log[-1]["seconds"] if self.log else 0.0)
+        total, count = 0.0, 0
         while self.step < self.recipe.steps:
             total, count = total + self._advance(data), count + 1
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
@@ -231,8 +239,8 @@ class Trainer:
     def _note(self, seconds: float, loss: float) -> None:
         tokens = self.step * self.recipe.sequences * self.recipe.length
         self.log.append({"step": self.step, "tokens": tokens, "seconds": round(seconds, 1), "loss": loss})
+        self._checkpoint()
         if self.worker.rank == 0:
-            self._checkpoint()
             print(
                 "step {step} of {}: {tokens} tokens, {seconds:.0f} s, {loss:.3f} nats a token".format(
                     self.recipe.steps, **self.log[-1]
@@ -241,12 +249,23 @@ class Trainer:
             )
 
     def _advance(self, data: Tensor) -> float:
+        """One step on both roles and its replays; the step's mean loss before it, in nats a token."""
         ids = batch(data, self.step, self.recipe)
         own = ids[self.worker.rank :: self.worker.workers].to(self.model.rows.device)
-        tokens = ids[:, 1:].numel()
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.recipe)
-        loss = self.model.surprise(own).sum() / tokens
+        features = self.model.features(own)
+        loss = self._update(features, ids[:, 1:].numel())
+        if self.recipe.replays:
+            self.memory.keep(self.step, features)
+            for positions in self.memory.drawn(self.step):
+                self._update(positions, self.recipe.replayed)
+        self.step += 1
+        return loss
+
+    def _update(self, features: Features, count: int) -> float:
+        """The rows moved against the mean surprise of `count` positions over all workers, which it gives."""
+        loss = output_surprise(self.model.rows, features).sum() / count
         self.optimiser.zero_grad()
         loss.backward()
         assert self.model.rows.grad is not None
@@ -255,42 +274,49 @@ class Trainer:
         self.optimiser.step()
         value = loss.detach().clone()
         self.worker.add(value)
-        self.step += 1
         return float(value)
 
     def _checkpoint(self) -> None:
         """All that is needed to go on, in one file that appears whole."""
-        state = self.optimiser.state.get(self.model.rows, {})
-        tensors = {
-            "rows": self.model.rows.detach(),
-            **{name: value for name, value in state.items() if isinstance(value, Tensor)},
+        memory = [self.worker.gather(part).cpu() for part in self.memory.kept or ()]
+        if self.worker.rank:
+            return
+        state = {
+            "rows": self.model.rows.detach().cpu(),
+            "optimiser": self.optimiser.state_dict(),
+            "memory": memory,
+            "step": self.step,
+            "recipe": asdict(self.recipe),
+            "log": self.log,
         }
-        note = {"step": str(self.step), "recipe": json.dumps(asdict(self.recipe)), "log": json.dumps(self.log)}
-        partial = self.folder / ".rows.safetensors"
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial, note)
-        os.replace(partial, self.folder / "rows.safetensors")
+        partial = self.folder / ".rows.pt"
+        torch.save(state, partial)
+        os.replace(partial, self.folder / "rows.pt")
 
-    def _resume(self) -> bool:
-        file = self.folder / "rows.safetensors"
+    def _resume(self) -> None:
+        file = self.folder / "rows.pt"
         if not file.exists():
-            return False
-        with safe_open(file, "pt") as opened:
-            note = opened.metadata()
-        if not same_so_far(Recipe(**json.loads(note["recipe"])), self.recipe, int(note["step"])):
+            return
+        state = read_checkpoint(self.folder)
+        if not same_so_far(Recipe(**state["recipe"]), self.recipe, state["step"]):
             raise UserError(
                 f"{file} was begun with other settings; expected the same recipe; delete {self.folder} to begin anew"
             )
-        tensors = load_file(file, device=str(self.model.rows.device))
-        self.step, self.log = int(note["step"]), json.loads(note["log"])
+        self.step, self.log = state["step"], state["log"]
         with torch.no_grad():
-            self.model.rows.copy_(tensors.pop("rows"))
-        if tensors:
-            tensors["step"] = tensors["step"].cpu()
-            self.optimiser.state[self.model.rows] = tensors
-        return True
+            self.model.rows.copy_(state["rows"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if state["memory"]:
+            device, own = self.model.rows.device, slice(self.worker.rank, None, self.worker.workers)
+            self.memory.kept = Features(*(part[own].to(device, copy=True) for part in state["memory"]))
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """What `Trainer` wrote last."""
+    return torch.load(folder / "rows.pt", map_location="cpu", weights_only=True)
 
 
 def finished_rows(folder: Path) -> tuple[Float[Tensor, "rows hidden"], list[dict[str, float]]]:
     """The rows of the last checkpoint, float32, and the log."""
-    with safe_open(folder / "rows.safetensors", "pt") as opened:
-        return opened.get_tensor("rows"), json.loads(opened.metadata()["log"])
+    state = read_checkpoint(folder)
+    return state["rows"], state["log"]

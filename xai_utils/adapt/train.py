@@ -43,10 +43,10 @@ class Recipe:
     all steps; `replays` more updates of the output role follow each step, each on `replayed` positions of the last
     `remembered` steps."""
 
-    steps: int = 2000
+    steps: int = 2200
     sequences: int = 2  # a step, over all workers
     length: int = 256
-    rate: float = 2e-3
+    rate: float = 1.5e-3
     warm_up: int = 40
     fall: float = 0.35
     replays: int = 2

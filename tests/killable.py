@@ -42,7 +42,8 @@ if __name__ == "__main__":
     workers, steps = map(int, sys.argv[2:])
     context = multiprocessing.get_context("spawn")
     others = [
-        context.Process(target=work, args=(rank, workers, port, folder, steps), daemon=True) for rank in range(1, workers)
+        context.Process(target=work, args=(rank, workers, port, folder, steps), daemon=True)
+        for rank in range(1, workers)
     ]
     for process in others:
         process.start()

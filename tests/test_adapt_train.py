@@ -78,7 +78,11 @@ def steps_of(recipe: Recipe, worker: Worker, number: int) -> tuple[Memory, list[
 def test_replay_draws_evenly_from_the_last_steps_alone() -> None:
     recipe = replace(RECIPE, remembered=5, replays=1, replayed=6000)
     _, seen = steps_of(recipe, Worker(), 12)
-    assert [set(states[:, 1].tolist()) for states in (seen[0], seen[2], seen[11])] == [{0}, {0, 1, 2}, {7, 8, 9, 10, 11}]
+    assert [set(states[:, 1].tolist()) for states in (seen[0], seen[2], seen[11])] == [
+        {0},
+        {0, 1, 2},
+        {7, 8, 9, 10, 11},
+    ]
     _, counts = seen[11].unique(dim=0, return_counts=True)
     assert len(counts) == 4 * 5 * 6 and counts.min() > 20 and counts.max() < 85  # 50 expected, deviation 7
 
@@ -99,6 +103,16 @@ def test_replay_trains_the_output_role_further(start: torch.Tensor, tmp_path: Pa
         run_.run(text)
         left[replays] = run_.model.surprise(text[:1]).mean().item()
     assert left[2] < left[0]
+
+
+def test_probability_is_shared_among_the_text_s_tokens_and_the_new_ones(start: torch.Tensor) -> None:
+    ids, model = data(0, 6) % 100, by_hand(start)
+    logits = model(ids).logits[:, :-1]
+    among = torch.cat([ids.unique(), torch.tensor(ROWS)])
+    left_out = torch.full((512,), -torch.inf).index_fill(0, among, 0.0)
+    expected = F.cross_entropy((logits + left_out).transpose(1, 2), ids[:, 1:], reduction="none")
+    got = Substituted(tiny_model("llama-tied"), ROWS, start, among=ids.unique()).surprise(ids)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
 def test_an_untied_model_is_refused(start: torch.Tensor) -> None:
@@ -161,21 +175,7 @@ def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
     assert moments_one.abs().max() > 1e-5
 
 
-def test_a_run_may_be_prolonged_before_its_rate_falls(tmp_path: Path) -> None:
-    planned, longer = replace(RECIPE, steps=60), replace(RECIPE, steps=80)
-    begun = trainer(tmp_path / "prolonged", recipe=planned)
-    begun.folder.mkdir()
-    for _ in range(12):
-        begun._advance(data(1, 400))
-    begun._note(0.0, 0.0)
-    trainer(tmp_path / "prolonged", recipe=longer).run(data(1, 400))
-    trainer(tmp_path / "whole", recipe=longer).run(data(1, 400))
-    assert torch.equal(*(train.finished_rows(tmp_path / name)[0] for name in ("prolonged", "whole")))
-
-
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path).run(data(1, 100))
     with pytest.raises(UserError, match="other settings"):
         trainer(tmp_path, recipe=replace(RECIPE, rate=1.0)).run(data(1, 100))
-    with pytest.raises(UserError, match="other settings"):
-        trainer(tmp_path, recipe=replace(RECIPE, steps=50)).run(data(1, 100))

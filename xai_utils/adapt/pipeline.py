@@ -98,9 +98,9 @@ def _work(
     made = ready(work)
     model = base_model()
     start = start_rows(kind, embedding_matrix(model).float(), made, recipe.seed)
-    substituted = train.Substituted(model, made.rows, start)
     number = recipe.steps * recipe.sequences
     data = prepare.training_windows(made.texts, made.tokenizer, number, recipe.length, made.start, recipe.seed, english)
+    substituted = train.Substituted(model, made.rows, start, among=data.unique())
     train.Trainer(substituted, recipe, folder, train.Worker(rank, workers)).run(data)
     if workers > 1:
         dist.destroy_process_group()

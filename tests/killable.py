@@ -1,4 +1,4 @@
-"""A short training of a tiny model in a process that a test can kill: `python -m tests.killable FOLDER WORKERS STEPS`."""
+"""A short training of a tiny model in a process that can be killed: `python -m tests.killable FOLDER WORKERS STEPS`."""
 
 import sys
 from dataclasses import replace

@@ -162,7 +162,7 @@ class Worker:
 
 
 class Memory:
-    """The features of the last steps, this worker's share of them: a ring, every array [sequence, step, position ...]."""
+    """The features of the last steps, this worker's share of them; a ring of arrays [sequence, step, position ...]."""
 
     def __init__(self, recipe: Recipe, worker: Worker):
         self.recipe, self.worker = recipe, worker

@@ -43,17 +43,17 @@ class Recipe:
     all steps; `replays` more updates of the output role follow each step, each on `replayed` positions of the last
     `remembered` steps."""
 
-    steps: int = 2200
-    sequences: int = 2  # a step, over all workers
+    steps: int = 1100
+    sequences: int = 4  # a step, over all workers
     length: int = 256
-    rate: float = 1.5e-3
-    warm_up: int = 40
+    rate: float = 2e-3
+    warm_up: int = 20
     fall: float = 0.35
-    replays: int = 2
+    replays: int = 3
     replayed: int = 1024
-    remembered: int = 100
+    remembered: int = 50
     seed: int = 0
-    checkpoint_every: int = 25
+    checkpoint_every: int = 10
 
 
 class Substituted(nn.Module):

@@ -96,12 +96,6 @@ def test_the_card_shows_the_trials_once_they_have_run(tmp_path: Path, monkeypatc
 
 
 def test_the_shipped_card_is_what_its_tables_say(tmp_path: Path) -> None:
-    names = ("evaluation", "samples", "training", "corpus", "vocabulary")
-    facts = pipeline.facts({name: publish.read_table(name) for name in names}, pipeline.RECIPE)
-    publish.write_card(tmp_path, facts)
-    made, shipped = ((folder / "README.md").read_text().splitlines() for folder in (tmp_path, CHECKPOINT))
-    assert len(made) == len(shipped)
-    # Trained and measured in bfloat16, before the recipe chose the arithmetic by what the processor multiplies fast.
-    assert [line for line in made if "float32" not in line] == [
-        line for line in shipped if "float32" not in line and "bfloat16" not in line
-    ]
+    names = ("evaluation", "samples", "training", "recipe", "corpus", "vocabulary")
+    publish.write_card(tmp_path, pipeline.facts({name: publish.read_table(name) for name in names}))
+    assert (tmp_path / "README.md").read_text() == (CHECKPOINT / "README.md").read_text()

@@ -19,7 +19,7 @@ from torch import multiprocessing
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from xai_utils import models
-from xai_utils.adapt import corpus, initialise, measure, prepare, publish, train, vocabulary
+from xai_utils.adapt import corpus, initialise, measure, prepare, publish, train, translate, vocabulary
 from xai_utils.adapt.corpus import Corpus
 from xai_utils.adapters import embedding_matrix
 from xai_utils.cache import cache_folder
@@ -27,7 +27,8 @@ from xai_utils.results import write_text
 from xai_utils.study import ModelEntry
 
 BASE = "smollm2-135m-instruct"
-RECIPE = train.Recipe()
+TWO_CORES = train.Recipe()  # at most 2.5 hours with corpus and evaluation
+GPU = train.Recipe(steps=1200, sequences=64, rate=3e-3, fall=0.5, replays=0, checkpoint_every=20)
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ def fast_dtype(capabilities: Mapping[str, object]) -> str:
     return "bfloat16" if fast else "float32"
 
 
+def recipe_here() -> train.Recipe:
+    """What this machine can afford: twenty times the text where there is a GPU."""
+    return GPU if torch.cuda.is_available() else TWO_CORES
+
+
 def base_model() -> PreTrainedModel:
     """The base, on the GPU where there is one, in the arithmetic that is fast there."""
     return models.load(entry("base", fast_dtype(torch.cpu.get_capabilities()))).model
@@ -80,9 +86,11 @@ def free_port() -> int:
 
 
 def start_rows(kind: str, embedding: torch.Tensor, made: Ready, seed: int) -> torch.Tensor:
-    """The new rows before training, `random` or `mean`."""
+    """The new rows before training, `random`, `translated` or `mean`."""
     if kind == "random":
         return initialise.random_rows(embedding, len(made.rows), seed)
+    if kind == "translated":
+        return translate.rows(embedding, made.base, made.tokenizer, made.rows, work_folder())
     return initialise.initial_rows(embedding, made.base, made.tokenizer, made.rows)
 
 
@@ -97,7 +105,7 @@ def _work(
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     made = ready(work)
     model = base_model()
-    start = start_rows(kind, embedding_matrix(model).float(), made, recipe.seed)
+    start = start_rows(kind, embedding_matrix(model).float().cpu(), made, recipe.seed)
     number = recipe.steps * recipe.sequences
     data = prepare.training_windows(made.texts, made.tokenizer, number, recipe.length, made.start, recipe.seed, english)
     substituted = train.Substituted(model, made.rows, start, among=data.unique())
@@ -109,7 +117,7 @@ def _work(
 
 def train_rows(
     folder: Path,
-    recipe: train.Recipe = RECIPE,
+    recipe: train.Recipe,
     workers: int = 2,
     kind: str = "mean",
     english: float = prepare.ENGLISH_SHARE,
@@ -182,7 +190,7 @@ def evaluate(label: str, texts: Corpus, folder: Path) -> dict[str, list[dict]]:
     return found
 
 
-def tables(texts: Corpus, folder: Path, log: list[dict[str, float]], tokenizer: Path) -> dict[str, pd.DataFrame]:
+def tables(texts: Corpus, folder: Path, trained: train.Finished, tokenizer: Path) -> dict[str, pd.DataFrame]:
     """All tables of the checkpoint but the trials, written beside it."""
     found = {label: evaluate(label, texts, folder) for label in ENTRIES}
     summaries = [
@@ -195,7 +203,8 @@ def tables(texts: Corpus, folder: Path, log: list[dict[str, float]], tokenizer: 
     return {
         "evaluation": publish.write_table(measure.against_base(pd.concat(summaries, ignore_index=True)), "evaluation"),
         "samples": publish.write_table(samples, "samples"),
-        "training": publish.write_table(pd.DataFrame(log), "training"),
+        "training": publish.write_table(pd.DataFrame(trained.log), "training"),
+        "recipe": publish.write_table(pd.DataFrame([trained.settings]), "recipe"),
         "corpus": publish.write_table(pd.DataFrame(texts.packages), "corpus"),
         "vocabulary": publish.write_table(pd.DataFrame(gone, columns=["token", "count"]), "vocabulary"),
     }
@@ -205,17 +214,17 @@ def make() -> None:
     """From nothing to the checkpoint, its tables and its card; called again, it goes on where it stopped."""
     work = work_folder()
     training = work / "training"
-    train_rows(training)
+    train_rows(training, recipe_here())
     made = ready(work)
-    values, log = train.finished_rows(training)
+    trained = train.finished(training)
     folder = publish.checkpoint_folder()
     base = models.load(ModelEntry(label="base", role="base", model=BASE)).model
-    publish.save_checkpoint(folder, base, BASE, made.tokenizer, made.rows, values)
-    found = tables(made.texts, work / "evaluation", log, work / "tokenizer")
-    publish.write_card(folder, facts(found, RECIPE))
+    publish.save_checkpoint(folder, base, BASE, made.tokenizer, made.rows, trained.rows)
+    found = tables(made.texts, work / "evaluation", trained, work / "tokenizer")
+    publish.write_card(folder, facts(found))
 
 
-def facts(found: dict[str, pd.DataFrame], recipe: train.Recipe) -> dict[str, object]:
+def facts(found: dict[str, pd.DataFrame]) -> dict[str, object]:
     """What the card says in numbers."""
     every = found["evaluation"].query("model == 'trained' and kind == 'all'").set_index("language")
     tokens, bits = every["tokens_of_base"].astype(float), every["bits_per_character_of_base"].astype(float)
@@ -238,8 +247,8 @@ def facts(found: dict[str, pd.DataFrame], recipe: train.Recipe) -> dict[str, obj
     )
     last = found["training"].iloc[-1]
     return {
-        "name": publish.NAME, "base": BASE, "gone": len(found["vocabulary"]), "rows": vocabulary.ROWS, "recipe": recipe,
-        "dtype": fast_dtype(torch.cpu.get_capabilities()),
+        "name": publish.NAME, "base": BASE, "gone": len(found["vocabulary"]), "rows": vocabulary.ROWS,
+        "recipe": found["recipe"].iloc[0].to_dict(),
         "tokens": int(last["tokens"]), "minutes": round(float(last["seconds"]) / 60),
         "russian": 100 * (1 - bits["ru"]),
         "english": 100 * (bits["en"] - 1),

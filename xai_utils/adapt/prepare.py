@@ -50,10 +50,11 @@ def _endless(
 ) -> Iterator[list[int]]:
     """Windows of `length` tokens out of whole documents in random order, again and again; a start token in front of
     each window, where a study's texts and the evaluation have it, and of each document."""
+    documents = made([text.text for text in texts], add_special_tokens=False)["input_ids"]
     rest: list[int] = []
     while True:
-        for text in random_.sample(texts, len(texts)):
-            rest += [start, *made(text.text, add_special_tokens=False)["input_ids"]]
+        for document in random_.sample(documents, len(documents)):
+            rest += [start, *document]
             while len(rest) >= length:
                 if rest[0] != start:
                     rest.insert(0, start)

@@ -289,11 +289,18 @@ class Trainer:
             "memory": memory,
             "step": self.step,
             "recipe": asdict(self.recipe),
+            "machine": self._machine(),
             "log": self.log,
         }
         partial = self.folder / ".rows.pt"
         torch.save(state, partial)
         os.replace(partial, self.folder / "rows.pt")
+
+    def _machine(self) -> dict[str, str]:
+        """What trains, and the arithmetic of the body."""
+        device = self.model.rows.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{self.worker.workers} CPU cores"
+        return {"device": name, "dtype": str(self.model.kept.dtype).removeprefix("torch.")}
 
     def _resume(self) -> None:
         file = self.folder / "rows.pt"
@@ -318,7 +325,15 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "rows.pt", map_location="cpu", weights_only=True)
 
 
-def finished_rows(folder: Path) -> tuple[Float[Tensor, "rows hidden"], list[dict[str, float]]]:
-    """The rows of the last checkpoint, float32, and the log."""
+class Finished(NamedTuple):
+    """What a training left: the rows [rows hidden], float32, its log, and how and on what it was done."""
+
+    rows: Tensor
+    log: list[dict[str, float]]
+    settings: dict[str, float | str]
+
+
+def finished(folder: Path) -> Finished:
+    """The last checkpoint of a training."""
     state = read_checkpoint(folder)
-    return state["rows"], state["log"]
+    return Finished(state["rows"], state["log"], state["recipe"] | state["machine"])

@@ -1,8 +1,9 @@
-"""Which beginning is worth training: equal small budgets of tokens, one thread each, measured on the same held-out
-text.
+"""Which beginning is worth training: equal small budgets of tokens by the recipe for two cores, measured on the same
+held-out text; and what that recipe comes to when it is followed to its end.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pandas as pd
 
@@ -12,34 +13,47 @@ from xai_utils.adapt.corpus import Corpus, Text
 
 BUDGET = 40_960  # tokens
 EXCERPT = 1_200  # characters of each held-out document
+FULL = pipeline.TWO_CORES
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One beginning: what the rows are, how many more updates of the output role follow a step, how much of the text
-    is English, the highest rate."""
+    """One beginning: what the rows are, and what of the recipe for two cores is otherwise."""
 
     name: str
     rows: str
-    replays: int = pipeline.RECIPE.replays
+    replays: int = FULL.replays
     english: float = prepare.ENGLISH_SHARE
-    rate: float = pipeline.RECIPE.rate
+    rate: float = FULL.rate
+    tokens: int = BUDGET
 
 
 TRIALS = (
     Trial("random", "random"),
     Trial("mean of pieces", "mean"),
-    Trial("mean, half the rate", "mean", rate=pipeline.RECIPE.rate / 2),
-    Trial("mean, no replay", "mean", replays=0),
-    Trial("mean, no English", "mean", english=0.0),
+    Trial("translations and pieces", "translated"),
+    Trial("pieces, half the rate", "mean", rate=FULL.rate / 2),
+    Trial("pieces, no replay", "mean", replays=0),
+    Trial("pieces, no English", "mean", english=0.0),
+    Trial("pieces, to the end", "mean", tokens=FULL.steps * FULL.sequences * FULL.length),
 )
 
 
 def recipe_of(trial: Trial) -> train.Recipe:
-    """The shipped recipe, cut to the budget."""
-    full = pipeline.RECIPE
-    steps = BUDGET // full.length // full.sequences
-    return replace(full, steps=steps, warm_up=8, rate=trial.rate, replays=trial.replays, checkpoint_every=10)
+    """The recipe for two cores, cut to the trial's budget."""
+    steps = trial.tokens // FULL.length // FULL.sequences
+    warm_up = min(FULL.warm_up, steps // 5)
+    return replace(FULL, steps=steps, warm_up=warm_up, rate=trial.rate, replays=trial.replays)
+
+
+def folder_of(trial: Trial) -> Path:
+    return pipeline.work_folder() / "trials" / trial.name.replace(" ", "-").replace(",", "")
+
+
+def train_rows(trial: Trial) -> train.Finished:
+    """Train to the end of the budget, or find that done."""
+    pipeline.train_rows(folder_of(trial), recipe_of(trial), 1, trial.rows, trial.english)
+    return train.finished(folder_of(trial))
 
 
 def excerpts(texts: Corpus) -> list[Text]:
@@ -56,20 +70,17 @@ def run() -> pd.DataFrame:
     work = pipeline.work_folder()
     found: list[dict[str, object]] = [{"trial": "base"} | reference(pipeline.ready(work).texts)]
     for trial in TRIALS:
-        folder, recipe = work / "trials" / trial.name.replace(" ", "-").replace(",", ""), recipe_of(trial)
-        pipeline.train_rows(folder, recipe, 1, trial.rows, trial.english)
-        values, log = train.finished_rows(folder)
-        made = pipeline.ready(work)
-        substituted = train.Substituted(pipeline.base_model(), made.rows, values)
+        trained, made = train_rows(trial), pipeline.ready(work)
+        substituted = train.Substituted(pipeline.base_model(), made.rows, trained.rows)
         readings = measure.read(substituted.surprise, made.tokenizer, excerpts(made.texts), made.start)
         found.append(
             {
                 "trial": trial.name,
                 "rows": trial.rows,
-                "trained_tokens": int(log[-1]["tokens"]),
+                "trained_tokens": int(trained.log[-1]["tokens"]),
                 "replays": trial.replays,
                 "rate": trial.rate,
-                "seconds": log[-1]["seconds"],
+                "seconds": trained.log[-1]["seconds"],
                 "english_share": trial.english,
             }
             | bits(readings)

@@ -10,12 +10,13 @@ import pytest
 from scipy import stats
 
 from tests.tiny import tiny_loaded
-from xai_utils import corpus_tables, evidence, evidence_sentences, explain
+from xai_utils import adapters, corpus_tables, evidence, evidence_sentences, explain
 from xai_utils import evidence_tables as tables_of
 from xai_utils.compare import FOUND, NONE, UNDECIDED, paired_test
 from xai_utils.evidence_sentences import chosen_methods
 from xai_utils.explain import METHODS, Explainer
 from xai_utils.measured import IG
+from xai_utils.models import content_hash
 from xai_utils.study import Study, UserError, load_study
 from xai_utils.text import words
 
@@ -524,3 +525,23 @@ def test_an_order_by_position_is_named_with_its_rank():
 
 def test_nothing_is_said_without_tables():
     assert all(sentences == [] for sentences in evidence_sentences.said({}).values())
+
+
+# ---- what was computed with another checkpoint
+
+
+def made_with(adapter: str) -> dict[str, pd.DataFrame]:
+    rows = [("model base", "smollm2, 0123"), ("model ru-ts", f"smollm2, 0123+adapter:{adapter}, float32, cpu")]
+    return {"corpus_provenance": pd.DataFrame(rows, columns=["what", "is"])}
+
+
+def test_tables_of_a_former_checkpoint_are_known_as_such():
+    default = load_study(evidence.DEFAULT)
+    (twin,) = [model for model in default.models if model.label == "ru-ts"]
+    now = content_hash(adapters.folder(twin.adapter))[:12]
+    assert evidence.outdated(made_with(now), default) == []
+    assert evidence.outdated(made_with("0" * 12), default) == ["ru-ts"]
+    assert evidence.outdated(made_with(now) | {"sanity_provenance": made_with("0")["corpus_provenance"]}, default) == [
+        "ru-ts"
+    ]
+    assert evidence.outdated({}, default) == []

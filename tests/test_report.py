@@ -151,6 +151,17 @@ def test_what_did_not_converge_is_marked_and_counted(found):
     assert page.count('"converged": false') == 6 and '"converged": true' not in page
 
 
+@pytest.mark.parametrize("former", [[], ["ru-ts"]])
+def test_long_studies_of_a_former_checkpoint_are_told_apart(found, monkeypatch, former):
+    monkeypatch.setattr(report.evidence, "outdated", lambda tables, study: former)
+    published = replace(found, study=found.study.model_copy(update={"published": True}))
+    page = report.render(published, report.Figures(Path("nowhere")))
+    opening, studies = page.split("## The long studies")
+    assert ("**Of an earlier checkpoint**: the rows of ru-ts have been" in studies) == bool(former)
+    assert ("of the corpus, the models differ" in opening) == ("some of them to the corpus" in opening) == (not former)
+    assert ("over the corpus |" in opening) == (not former)
+
+
 def test_one_model_says_what_it_cannot_show():
     page = report.render(measured(("base",)), report.Figures(Path("nowhere")))
     assert "What an adaptation changed" in page and "name a second one in the study file" in page

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from xai_utils import corpus_tables
+from xai_utils import adapters, corpus_tables
 from xai_utils import evidence_tables as tables_of
 from xai_utils.attribution import Attribution
 from xai_utils.comparison import deletion_tests
@@ -24,7 +24,7 @@ from xai_utils.explain import METHODS, Explainer
 from xai_utils.formats import method_name, to_markdown
 from xai_utils.jobs import code_version
 from xai_utils.measured import IG
-from xai_utils.models import LoadedModel
+from xai_utils.models import LoadedModel, content_hash
 from xai_utils.results import provenance, rounded, write_text, write_whole
 from xai_utils.sanity import layers, randomisation
 from xai_utils.study import ROOT, Study, TextEntry, UserError, load_study
@@ -260,6 +260,20 @@ def read(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
     """The published tables by name; none where nothing was published."""
     tables = {file.stem: pd.read_csv(file) for file in sorted(folder.glob("[!.]*.csv"))}
     return {name: table.fillna({"claim": ""}) if "claim" in table else table for name, table in tables.items()}
+
+
+def outdated(tables: Mapping[str, pd.DataFrame], study: Study) -> list[str]:
+    """Labels of the study's models whose adapter is another now than when the tables were computed."""
+    made = pd.concat([table for name, table in tables.items() if name.endswith("_provenance")] or [pd.DataFrame()])
+    if made.empty:
+        return []
+    return [
+        model.label
+        for model in study.models
+        if model.adapter
+        and len(rows := made.loc[made["what"] == f"model {model.label}", "is"])
+        and not rows.str.contains(f"+adapter:{content_hash(adapters.folder(model.adapter))[:12]}", regex=False).all()
+    ]
 
 
 SHOWN = {

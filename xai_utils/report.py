@@ -84,21 +84,35 @@ def render(found: Measured, figures: Figures) -> str:
     )
     said = {observation.__name__: observation(found) for observation in observations.ALL + observed_methods.ALL}
     studies = evidence.read() if found.study.published else {}  # the long studies share the published one's models
+    former = evidence.outdated(studies, found.study)
+    current = {} if former else studies
     text = environment.get_template("index.md.j2").render(
         title=json.dumps(title(found).plain, ensure_ascii=False).translate({ord("{"): "\\u007b"}),
         heading=title(found),
         found=found,
         said=said,
-        verdicts=Finished(to_markdown(verdict_table(found, over_corpus(studies)))),
+        verdicts=Finished(to_markdown(verdict_table(found, over_corpus(current)))),
         tables={name: Finished(to_markdown(table)) for name, table in tables(found).items() if len(table)},
         figure=figures.show,
         headline=headline(found),
         raw=lambda label: Finished(fenced(raw_scores(found, label))),
-        corpus=corpus_tested(studies),
+        corpus=corpus_tested(current),
+        former=computed_before(former),
         evidence={name: sentences for name, sentences in evidence_of(found, studies).items() if sentences},
         limits=limits(found),
     )
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def computed_before(labels: list[str]) -> Sentence | None:
+    """That the long studies are those of an earlier checkpoint, where they are."""
+    if not labels:
+        return None
+    return Sentence(
+        "**Of an earlier checkpoint**: the rows of {labels} have been trained anew since these studies were computed. "
+        "What they say of models other than the base is not about this page's, and nothing above leans on it.",
+        {"labels": tuple(labels)},
+    )
 
 
 def evidence_of(found: Measured, tables: Mapping[str, pd.DataFrame]) -> dict[str, list[Sentence]]:

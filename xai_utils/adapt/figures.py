@@ -8,21 +8,22 @@ from xai_utils.plots import INK, NOTHING, SUPPORTS, figure, style
 OUTPUT_ALONE, BASE, UNTRAINED = "#e08214", INK, NOTHING
 
 
-def training_curve(log: pd.DataFrame) -> Figure:
-    """Loss in nats a token against tokens trained on; the first point is the fit of the output role, on other windows.
+def training_curve(log: pd.DataFrame, held_out: float) -> Figure:
+    """Loss in nats a token against tokens trained on, and that of the held-out text at the end as a line.
 
-    `log` has the columns step, tokens, loss, as the checkpoint's table `training`.
+    `log` has the columns tokens and loss, as the checkpoint's table `training`.
     """
-    steps = log[log["step"] > 0]
     with style():
         fig = figure(6.2, 2.9)
         axes = fig.add_subplot()
-        axes.plot(steps["tokens"] / 1e3, steps["loss"], color=NOTHING, linewidth=1, marker=".", markersize=3)
-        smooth = steps["loss"].rolling(7, center=True, min_periods=1).mean()
-        axes.plot(steps["tokens"] / 1e3, smooth, color=SUPPORTS, linewidth=1.8)
-        axes.set_xlabel("thousands of tokens")
+        tokens = log["tokens"] / 1e6
+        axes.plot(tokens, log["loss"], color=NOTHING, linewidth=1, marker=".", markersize=3, label="training")
+        smooth = log["loss"].rolling(7, center=True, min_periods=1).mean()
+        axes.plot(tokens, smooth, color=SUPPORTS, linewidth=1.8, label="its running mean over seven")
+        axes.axhline(held_out, color=INK, linewidth=1, linestyle="--", label="held-out text, at the end")
+        axes.set_xlabel("millions of tokens")
         axes.set_ylabel("nats a token")
-        axes.set_title("Loss on windows not seen before (grey), and its running mean over seven (blue)")
+        axes.legend()
         axes.grid(axis="y")
     return fig
 

@@ -4,7 +4,8 @@
 `mean`      the mean of the rows of the pieces that the base's tokenizer cuts the token into (Gee et al. 2022, Fast
             Vocabulary Transfer)
 
-Both need the base's weights and the two tokenizers alone, so the untrained control can be had at any time. The mean
+What mixes the mean with the rows of translations is in translate.py. These two need the base's weights and the two
+tokenizers alone, so the untrained control can be had at any time. The mean
 is what the shipped model started from.
 """
 

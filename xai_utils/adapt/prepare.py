@@ -19,6 +19,7 @@ from xai_utils.adapt import corpus, vocabulary
 from xai_utils.adapt.corpus import Corpus, Text
 
 ENGLISH_SHARE = 0.0625
+OF_LOADING = ("is_local", "local_files_only")
 
 
 def tokenizer(base: PreTrainedTokenizerFast, texts: Corpus, folder: Path) -> tuple[PreTrainedTokenizerFast, list[int]]:
@@ -39,8 +40,12 @@ def tokenizer(base: PreTrainedTokenizerFast, texts: Corpus, folder: Path) -> tup
 
 
 def save_tokenizer(made: PreTrainedTokenizerFast, folder: Path) -> None:
-    """The tokenizer's files, its large one without the indentation that doubles its size."""
+    """The tokenizer's files, its large one without the indentation that doubles its size, and without what says how
+    this one was loaded."""
     made.save_pretrained(folder)
+    config = folder / "tokenizer_config.json"
+    kept = {name: value for name, value in json.loads(config.read_text()).items() if name not in OF_LOADING}
+    config.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
     file = folder / "tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_text()), ensure_ascii=False, separators=(",", ":")))
 

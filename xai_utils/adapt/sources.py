@@ -200,7 +200,7 @@ _TWO_LANGUAGES = (  # of handbooks: packages, licence, Russian and English files
     (("aptitude-doc-ru", "aptitude-doc-en"), "GPL-2+", r"/html/ru/(.+)\.html$", r"/html/en/(.+)\.html$"),
     (("debian-faq-ru", "debian-faq"), "GPL-2+", r"/FAQ/ru/(.+)\.ru\.html$", r"/FAQ/([^/]+)\.en\.html$"),
     (("debian-history",), "GPL-2+", r"/docs/(.+)\.ru\.html$", r"/docs/(.+)\.en\.html$"),
-    (("kicad-doc-ru",), "GPL-3+", r"/help/ru/(.+)\.html$", None),
+    (("kicad-doc-ru",), "GPL-3+ or CC-BY-3.0", r"/help/ru/(.+)\.html$", None),
     (("doublecmd-help-ru", "doublecmd-help-en"), "GPL-2+", r"/doc/ru/(.+)\.html$", r"/doc/en/(.+)\.html$"),
 )
 _CAMPAIGNS = [
@@ -225,7 +225,7 @@ _CATALOGUE = r"/ru/LC_MESSAGES/(.+)\.mo$"
 
 SOURCES = (
     Source("aphorisms", ("fortunes-ru",), "GPL-2", read_fortunes, r"/fortunes/ru/((?!.*\.(?:dat|u8)$).+)$"),
-    Source("aphorisms", ("fortunes",), "BSD", read_fortunes, NEVER, r"/fortunes/((?!.*\.(?:dat|u8)$)[^/]+)$"),
+    Source("aphorisms", ("fortunes",), "BSD-3-clause", read_fortunes, NEVER, r"/fortunes/((?!.*\.(?:dat|u8)$)[^/]+)$"),
     Source(
         "office help",
         ("libreoffice-help-ru", "libreoffice-help-en-us"),
@@ -237,7 +237,7 @@ SOURCES = (
     Source(
         "manual pages",
         ("manpages-ru", "manpages-ru-dev", "manpages", "manpages-dev"),
-        "GPL-3+ (translations), the licences of the Linux man-pages",
+        "GPL-3+ (translation), Linux-man-pages licences",
         read_manual,
         r"/man/ru/man\d/(.+)\.gz$",
         r"/man/man\d/(.+)\.gz$",

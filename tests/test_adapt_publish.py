@@ -78,7 +78,7 @@ def test_what_the_card_says_stands_in_the_table() -> None:
     table = publish.read_table("evaluation").set_index(["model", "language", "kind"])
     trained = {language: table.loc[("trained", language, "all")] for language in ("ru", "en")}
     assert trained["ru"]["tokens_of_base"] <= 0.45
-    assert trained["ru"]["bits_per_character_of_base"] < 1
+    assert trained["ru"]["bits_per_character_of_base"] <= 0.72
     assert trained["en"]["bits_per_character_of_base"] <= 1.02
     card = (CHECKPOINT / "README.md").read_text()
     assert f"{100 * (1 - trained['ru']['bits_per_character_of_base']):.1f} % below" in card

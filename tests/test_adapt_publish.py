@@ -1,5 +1,6 @@
 """The checkpoint in PEFT's format: what a study loads equals the rows added by hand, also of the shipped one."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 from xai_utils import adapters, models
-from xai_utils.adapt import pipeline, publish
+from xai_utils.adapt import pipeline, prepare, publish
 from xai_utils.study import ROOT, ModelEntry
 
 CHECKPOINT = ROOT / "models" / "smollm2-135m-ru-ts"
@@ -46,6 +47,32 @@ def test_saving_again_replaces_the_folder(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     text = (tmp_path / "twin" / "adapter_config.json").read_text()
     assert str(tmp_path) not in text and '"base_model_name_or_path": "tiny"' in text
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"), [({"avx2": True, "avx512_bf16": False}, "float32"), ({"amx_bf16": True}, "bfloat16")]
+)
+def test_arithmetic_follows_the_processor_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pipeline.fast_dtype(capabilities) == expected
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_gpu_has_a_recipe_and_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, gpu: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    recipe, folder = pipeline.training_here()
+    assert recipe == (pipeline.GPU if gpu else pipeline.TWO_CORES)
+    assert folder.name == ("training-gpu" if gpu else "training-two-cores")
+    tokens = recipe.steps * recipe.sequences * recipe.length
+    assert tokens == (19_660_800 if gpu else 1_126_400)
+
+
+def test_a_saved_tokenizer_does_not_tell_how_it_was_loaded(tmp_path: Path) -> None:
+    saved(tmp_path / "twin")
+    kept = json.loads((tmp_path / "twin" / "tokenizer_config.json").read_text())
+    assert not set(prepare.OF_LOADING) & set(kept) and kept["tokenizer_class"]
 
 
 def test_a_bar_in_a_cell_does_not_break_the_table() -> None:
@@ -88,11 +115,11 @@ def test_the_card_shows_the_trials_once_they_have_run(tmp_path: Path, monkeypatc
     monkeypatch.setattr(publish, "checkpoint_folder", lambda: tmp_path)
     assert pipeline.trials_told().empty
     base = {"trial": "base", "bits_per_character_ru": 2.07701, "bits_per_character_en": 1.1638}
-    spent = {"trial": "mean", "trained_tokens": 40960.0, "replays": 2.0, "rate": 0.002}
+    spent = {"trial": "mean", "trained_tokens": 40960.0, "replays": 2.0, "rate": 0.002, "device": "a CPU core"}
     bits = {"bits_per_character_ru": 2.6764, "bits_per_character_en": 1.1656}
     publish.write_table(pd.DataFrame([base, spent | bits]), "trials")
     rows = publish.markdown(pipeline.trials_told()).splitlines()[2:]
-    assert rows == ["| base |  |  |  | 2.077 | 1.164 |", "| mean | 40960 | 2 | 0.002 | 2.676 | 1.166 |"]
+    assert rows == ["| base |  |  |  |  | 2.077 | 1.164 |", "| mean | 40960 | 2 | 0.002 | a CPU core | 2.676 | 1.166 |"]
 
 
 def test_the_shipped_card_is_what_its_tables_say(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_killed_anywhere_it_ends_in_the_same_rows(tmp_path: Path) -> None:
     torch.testing.assert_close(killed, whole, rtol=0, atol=0)
 
 
-def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
+def test_two_workers_gather_what_one_sees(tmp_path: Path) -> None:
     assert run(tmp_path / "two", workers=2, steps=1).wait() == 0
     assert run(tmp_path / "one", workers=1, steps=1).wait() == 0
     one, two = (train.read_checkpoint(tmp_path / name) for name in ("one", "two"))
@@ -178,5 +178,20 @@ def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
 
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path).run(data(1, 100))
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"other settings \(rate\)"):
         trainer(tmp_path, recipe=replace(RECIPE, rate=1.0)).run(data(1, 100))
+    with pytest.raises(UserError, match=r"other settings \(text\)"):
+        trainer(tmp_path).run(data(2, 100))
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_step_in_parts_is_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+    seen = {}
+    for parts in (train.TOGETHER, together):
+        monkeypatch.setattr(train, "TOGETHER", parts)
+        run_ = trainer(tmp_path / str(parts), recipe=replace(RECIPE, steps=1, replays=0))
+        run_.run(data(1, 100))
+        seen[parts] = run_.model.rows.grad, run_.log[0]["loss"]
+    (whole, loss), (summed, same) = seen.values()
+    torch.testing.assert_close(summed, whole, atol=1e-7, rtol=1e-5)
+    assert same == pytest.approx(loss, rel=1e-6) and whole.abs().max() > 1e-5

@@ -157,7 +157,7 @@ def test_long_studies_of_a_former_checkpoint_are_told_apart(found, monkeypatch, 
     published = replace(found, study=found.study.model_copy(update={"published": True}))
     page = report.render(published, report.Figures(Path("nowhere")))
     opening, studies = page.split("## The long studies")
-    assert ("**Of an earlier checkpoint**: the rows of ru-ts have been" in studies) == bool(former)
+    assert ("**Of an earlier checkpoint**: ru-ts had other files" in studies) == bool(former)
     assert ("of the corpus, the models differ" in opening) == ("some of them to the corpus" in opening) == (not former)
     assert ("over the corpus |" in opening) == (not former)
 

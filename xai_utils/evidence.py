@@ -262,6 +262,14 @@ def read(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
     return {name: table.fillna({"claim": ""}) if "claim" in table else table for name, table in tables.items()}
 
 
+def computed_with(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """The models that the tables come from, with their revisions, once each."""
+    made = [table for name, table in tables.items() if name.endswith("_provenance")]
+    rows = [row for table in made for row in zip(table["what"], table["is"], strict=True)]
+    told = (f"`{what.removeprefix('model ')}` ({made})" for what, made in rows if what.startswith("model "))
+    return list(dict.fromkeys(told))
+
+
 def outdated(tables: Mapping[str, pd.DataFrame], study: Study) -> list[str]:
     """Labels of the study's models whose adapter is another now than when the tables were computed."""
     made = pd.concat([table for name, table in tables.items() if name.endswith("_provenance")] or [pd.DataFrame()])
@@ -305,6 +313,9 @@ def summarise(folder: Path) -> Path:
     """Write summary.md from the published tables: what they say, then the tables."""
     tables = read(folder)
     blocks = ["# Evidence", "Computed by `make evidence`; every sentence is computed from the tables beside this file."]
+    models = computed_with(tables)
+    if models:
+        blocks.append(f"Computed with {'; '.join(models)}.")
     for heading, sentences in said(tables).items():
         if sentences:
             blocks += [f"## {heading}", *map(str, sentences)]

@@ -98,7 +98,7 @@ def render(found: Measured, figures: Figures) -> str:
         raw=lambda label: Finished(fenced(raw_scores(found, label))),
         corpus=corpus_tested(current),
         former=computed_before(former),
-        evidence={name: sentences for name, sentences in evidence_of(found, studies).items() if sentences},
+        evidence={name: sentences for name, sentences in evidence_of(found, studies, current).items() if sentences},
         limits=limits(found),
     )
     return re.sub(r"\n{3,}", "\n\n", text)
@@ -109,15 +109,18 @@ def computed_before(labels: list[str]) -> Sentence | None:
     if not labels:
         return None
     return Sentence(
-        "**Of an earlier checkpoint**: the rows of {labels} have been trained anew since these studies were computed. "
-        "What they say of models other than the base is not about this page's, and nothing above leans on it.",
+        "**Of an earlier checkpoint**: {labels} had other files when these studies were computed. What they say of "
+        "models other than the base is about those, and nothing above rests on it.",
         {"labels": tuple(labels)},
     )
 
 
-def evidence_of(found: Measured, tables: Mapping[str, pd.DataFrame]) -> dict[str, list[Sentence]]:
-    """What the tables of the long studies add, by heading."""
-    told, here = evidence.said(tables), chosen_methods(tables, found.table("faithfulness"))
+def evidence_of(
+    found: Measured, studies: Mapping[str, pd.DataFrame], current: Mapping[str, pd.DataFrame]
+) -> dict[str, list[Sentence]]:
+    """What the tables of the long studies add, by heading; how their choice of methods does on this page's cases where
+    they are of this page's models (`current`)."""
+    told, here = evidence.said(studies), chosen_methods(current, found.table("faithfulness"))
     return told | {"Methods": told["Methods"] + [here]} if here else told
 
 

@@ -14,15 +14,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.callback(invoke_without_command=True)
 def make(context: typer.Context) -> None:
     """Corpus, tokenizer, training, evaluation, checkpoint; goes on where it stopped. At most 2.5 hours on two cores;
-    on a GPU minutes, for twenty times the text."""
+    on a GPU minutes, for seventeen times the tokens."""
     if context.invoked_subcommand is None:
         pipeline.make()
 
 
 @app.command()
 def trials() -> None:
-    """Short trainings from different beginnings, ten minutes each on one core, and their table; at the end the whole
-    recipe for two cores, hours there (the table holds the others by then) and minutes on a GPU."""
+    """Short trainings from different beginnings, ten minutes each on one core, and their table, written after each. The
+    whole recipe for two cores comes last: hours on one core, minutes on a GPU."""
     from xai_utils.adapt import trials as beginnings
 
     beginnings.run()

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from xai_utils.plots import INK, NOTHING, SUPPORTS, figure, style
 
-OUTPUT_ALONE, BASE, UNTRAINED = "#e08214", INK, NOTHING
+UNTRAINED = "#e08214"
 
 
 def training_curve(log: pd.DataFrame, held_out: float) -> Figure:
@@ -35,9 +35,9 @@ def trial_bars(trials: pd.DataFrame) -> Figure:
     with style():
         fig = figure(6.2, 0.7 + 0.36 * len(table))
         axes = fig.add_subplot()
-        bars = axes.barh(table["trial"], table["bits_per_character_ru"], color=SUPPORTS, height=0.62)
-        axes.bar_label(bars, fmt="%.2f", padding=3)
-        axes.axvline(base, color=INK, linewidth=1, linestyle="--")
+        bars = axes.barh(table["trial"], table["bits_per_character_ru"], color=SUPPORTS, height=0.62, zorder=2)
+        axes.bar_label(bars, fmt="%.2f", padding=-30, color="white")
+        axes.axvline(base, color=INK, linewidth=1, linestyle="--", zorder=1)
         axes.annotate(
             "base", (base, 1.0), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points", va="top"
         )
@@ -61,7 +61,7 @@ def bits_by_kind(evaluation: pd.DataFrame) -> Figure:
         places = range(len(table))
         three = table[["untrained", "base", "trained"]]
         axes.hlines(places, three.min(axis=1), three.max(axis=1), color="#e6e6e6", linewidth=3)
-        for model, colour, marker in (("untrained", OUTPUT_ALONE, "x"), ("base", INK, "o"), ("trained", SUPPORTS, "D")):
+        for model, colour, marker in (("untrained", UNTRAINED, "x"), ("base", INK, "o"), ("trained", SUPPORTS, "D")):
             axes.scatter(table[model], places, color=colour, marker=marker, label=model, zorder=3, s=26)
         axes.set_yticks(places, table.index)
         axes.set_xlabel("bits per character of held-out text (left is better)")

@@ -5,8 +5,7 @@
             Vocabulary Transfer)
 
 What mixes the mean with the rows of translations is in translate.py. These two need the base's weights and the two
-tokenizers alone, so the untrained control can be had at any time. The mean
-is what the shipped model started from.
+tokenizers alone, so the untrained control can be had at any time. The mean is what the shipped model started from.
 """
 
 import torch

@@ -28,7 +28,7 @@ from xai_utils.study import ModelEntry
 
 BASE = "smollm2-135m-instruct"
 TWO_CORES = train.Recipe()  # at most 2.5 hours with corpus and evaluation
-GPU = train.Recipe(steps=1200, sequences=64, rate=3e-3, fall=0.5, replays=0, checkpoint_every=20)
+GPU = train.Recipe(steps=1200, sequences=64, rate=3e-3, fall=0.5, replays=0, checkpoint_every=20)  # minutes
 
 
 @dataclass(frozen=True)
@@ -56,22 +56,24 @@ def ready(folder: Path) -> Ready:
 
 
 def fast_dtype(capabilities: Mapping[str, object]) -> str:
-    """bfloat16 on a GPU and on a CPU that multiplies it, else float32: without such instructions torch's product of
+    """bfloat16 where a GPU or else the CPU multiplies it, else float32: without such instructions torch's product of
     two bfloat16 matrices took over a hundred times as long as that of float32 ones.
 
     `capabilities` are those of `torch.cpu.get_capabilities()`.
-
-    >>> fast_dtype({"avx2": True, "avx512_bf16": False})
-    'float32'
     """
-    names = ("amx_bf16", "avx512_bf16", "bf16")
-    fast = torch.cuda.is_available() or any(capabilities.get(name) for name in names)
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return "bfloat16" if fast else "float32"
 
 
-def recipe_here() -> train.Recipe:
-    """What this machine can afford: twenty times the text where there is a GPU."""
-    return GPU if torch.cuda.is_available() else TWO_CORES
+def training_here() -> tuple[train.Recipe, Path]:
+    """What this machine can afford, and the folder of that training: seventeen times the tokens where there is a
+    GPU."""
+    if torch.cuda.is_available():
+        return GPU, work_folder() / "training-gpu"
+    return TWO_CORES, work_folder() / "training-two-cores"
 
 
 def base_model() -> PreTrainedModel:
@@ -94,9 +96,7 @@ def start_rows(kind: str, embedding: torch.Tensor, made: Ready, seed: int) -> to
     return initialise.initial_rows(embedding, made.base, made.tokenizer, made.rows)
 
 
-def _work(
-    rank: int, workers: int, port: int, recipe: train.Recipe, kind: str, english: float, folder: Path, work: Path
-) -> None:
+def _work(rank: int, workers: int, port: int, recipe: train.Recipe, folder: Path, work: Path) -> None:
     """One worker of one training: builds all it needs for itself, so that only gradients travel."""
     threads = torch.get_num_threads()
     if not torch.cuda.is_available():
@@ -105,9 +105,11 @@ def _work(
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     made = ready(work)
     model = base_model()
-    start = start_rows(kind, embedding_matrix(model).float().cpu(), made, recipe.seed)
+    start = start_rows(recipe.rows, embedding_matrix(model).float().cpu(), made, recipe.seed)
     number = recipe.steps * recipe.sequences
-    data = prepare.training_windows(made.texts, made.tokenizer, number, recipe.length, made.start, recipe.seed, english)
+    data = prepare.training_windows(
+        made.texts, made.tokenizer, number, recipe.length, made.start, recipe.seed, recipe.english
+    )
     substituted = train.Substituted(model, made.rows, start, among=data.unique())
     train.Trainer(substituted, recipe, folder, train.Worker(rank, workers)).run(data)
     if workers > 1:
@@ -115,30 +117,24 @@ def _work(
     torch.set_num_threads(threads)
 
 
-def train_rows(
-    folder: Path,
-    recipe: train.Recipe,
-    workers: int = 2,
-    kind: str = "mean",
-    english: float = prepare.ENGLISH_SHARE,
-) -> None:
+def train_rows(folder: Path, recipe: train.Recipe, workers: int = 2) -> None:
     """Train to the end in `folder`; `workers` processes of a thread each on a CPU, one process on a GPU."""
     work = work_folder()
     ready(work)  # once, before the workers all look for it
     if torch.cuda.is_available():
         workers = 1
     if workers == 1:
-        return _work(0, 1, 0, recipe, kind, english, folder, work)
+        return _work(0, 1, 0, recipe, folder, work)
     port = free_port()
     others = [
         multiprocessing.get_context("spawn").Process(
-            target=_work, args=(rank, workers, port, recipe, kind, english, folder, work), daemon=True
+            target=_work, args=(rank, workers, port, recipe, folder, work), daemon=True
         )
         for rank in range(1, workers)
     ]
     for process in others:
         process.start()
-    _work(0, workers, port, recipe, kind, english, folder, work)
+    _work(0, workers, port, recipe, folder, work)
     for process in others:
         process.join()
     return None
@@ -213,8 +209,8 @@ def tables(texts: Corpus, folder: Path, trained: train.Finished, tokenizer: Path
 def make() -> None:
     """From nothing to the checkpoint, its tables and its card; called again, it goes on where it stopped."""
     work = work_folder()
-    training = work / "training"
-    train_rows(training, recipe_here())
+    recipe, training = training_here()
+    train_rows(training, recipe)
     made = ready(work)
     trained = train.finished(training)
     folder = publish.checkpoint_folder()
@@ -245,15 +241,15 @@ def facts(found: dict[str, pd.DataFrame]) -> dict[str, object]:
     sizes = (
         found["corpus"].drop(columns=["version"]).groupby(["kind", "licence"], as_index=False).sum(numeric_only=True)
     )
-    last = found["training"].iloc[-1]
+    last, recipe = found["training"].iloc[-1], found["recipe"].iloc[0].to_dict()
     return {
         "name": publish.NAME, "base": BASE, "gone": len(found["vocabulary"]), "rows": vocabulary.ROWS,
-        "recipe": found["recipe"].iloc[0].to_dict(),
+        "recipe": recipe,
         "tokens": int(last["tokens"]), "minutes": round(float(last["seconds"]) / 60),
         "russian": 100 * (1 - bits["ru"]),
         "english": 100 * (bits["en"] - 1),
         "share": 100 * tokens["ru"],
-        "english_share": round(100 * prepare.ENGLISH_SHARE, 2),
+        "english_share": round(100 * recipe["english"], 2),
         "summary": shown[columns].sort_values(["language", "bits_per_character"], ascending=[False, False]).round(3),
         "kinds": kinds[list(ENTRIES)].round(3).reset_index(),
         "corpus": sizes,
@@ -266,6 +262,6 @@ def trials_told() -> pd.DataFrame:
     """What `python -m xai_utils.adapt trials` found, as the card shows it; empty before it has run."""
     if not publish.has_table("trials"):
         return pd.DataFrame()
-    columns = ["trial", "trained_tokens", "replays", "rate", "bits_per_character_ru", "bits_per_character_en"]
+    columns = ["trial", "trained_tokens", "replays", "rate", "device", "bits_per_character_ru", "bits_per_character_en"]
     table = publish.read_table("trials")[columns].round(3)
     return table.astype({"trained_tokens": "Int64", "replays": "Int64"}).astype(object).fillna("")

@@ -15,10 +15,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from xai_utils.adapt import corpus, vocabulary
+from xai_utils.adapt import vocabulary
 from xai_utils.adapt.corpus import Corpus, Text
 
-ENGLISH_SHARE = 0.0625
 OF_LOADING = ("is_local", "local_files_only")
 
 
@@ -74,7 +73,7 @@ def training_windows(
     length: int,
     start: int,
     seed: int,
-    english_share: float = ENGLISH_SHARE,
+    english_share: float,
 ) -> Int[Tensor, "window position"]:
     """`number` windows, the kinds of Russian text in turn, an English window wherever their share asks for one."""
     random_ = random.Random(seed)
@@ -95,8 +94,3 @@ def training_windows(
         english += language == "en"
         windows.append(next(turns[language][turn % len(turns[language])]))
     return torch.tensor(windows)
-
-
-def texts(folder: Path) -> Corpus:
-    """The corpus under `folder`, made on first use."""
-    return corpus.build(folder)

@@ -1,5 +1,5 @@
 """The new rows trained, everything else frozen; killed at any point, it goes on from its last checkpoint to the same
-result.
+result: exactly on a CPU, up to rounding on a GPU.
 
 A row has two roles in a tied model: what goes in for a token, and what its probability is read with. A step trains
 both, by backpropagation through the frozen body. What the body gave is then used again: for fixed hidden states the
@@ -14,13 +14,14 @@ entry, does not see. The rate climbs, stays, and falls to zero.
 On a CPU several processes of one thread each share a step (`workers`): on a busy machine that is far faster than one
 process of several threads, which wait for one another at every operation. Gradients are added in float32, so
 their number matters only by rounding; but in directions where hidden states hardly vary, rounding decides the
-optimiser's basis, so rows repeat exactly for an equal number of workers alone. Weights of the body are bfloat16 where
-that is fast, the rows and the loss float32.
+optimiser's basis, so rows repeat exactly for an equal number of workers alone. Gradients are clipped at a norm of 1.
+Weights of the body are bfloat16 where that is fast, the rows and the loss float32.
 """
 
+import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,13 +37,20 @@ from transformers import PreTrainedModel
 from xai_utils.adapters import embedding_matrix
 from xai_utils.study import UserError
 
+TOGETHER = 16  # sequences that go through the body at once: what bounds the memory of a step
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to train: the rate climbs for `warm_up` steps and falls to zero over the last `fall` of
-    all steps; `replays` more updates of the output role follow each step, each on `replayed` positions of the last
-    `remembered` steps."""
+    """What to train from and on, how long and how fast.
 
+    `rows` names the beginning (`pipeline.start_rows`), `english` the share of English windows. The rate climbs for
+    `warm_up` steps and falls to zero over the last `fall` of all steps; `replays` more updates of the output role
+    follow each step, each on `replayed` positions of the last `remembered` steps.
+    """
+
+    rows: str = "mean"
+    english: float = 0.0625
     steps: int = 1100
     sequences: int = 4  # a step, over all workers
     length: int = 256
@@ -61,7 +69,7 @@ class Substituted(nn.Module):
 
     Logits are computed for the kept rows and the new rows apart, so that the frozen part needs no gradient of its own.
     With `among`, the ids that a text to train on holds, probability is shared among them and the new tokens alone:
-    three in four kept tokens never occur there, and their logits are a fifth of the work.
+    in the training for two cores three in four kept tokens never occur, and their logits are a fifth of the work.
     """
 
     place: Tensor
@@ -223,11 +231,12 @@ class Trainer:
             max_precondition_dim=model.rows.shape[1],
         )
         self.memory = Memory(recipe, self.worker)
-        self.step, self.log = 0, list[dict[str, float]]()
+        self.step, self.log, self.data = 0, list[dict[str, float]](), ""
 
     def run(self, data: Int[Tensor, "window position"]) -> None:
         """Train on `data` to the end, or go on to it."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.data = hashlib.sha256(data.numpy().tobytes()).hexdigest()
         self._resume()
         self.worker.meet()  # nobody writes before everybody has read
         began = time.monotonic() - (self.log[-1]["seconds"] if self.log else 0.0)
@@ -256,27 +265,36 @@ class Trainer:
         own = ids[self.worker.rank :: self.worker.workers].to(self.model.rows.device)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.recipe)
-        features = self.model.features(own)
-        loss = self._update(features, ids[:, 1:].numel())
+        seen = list[Features]()
+
+        def parts() -> Iterator[Features]:
+            for part in own.split(TOGETHER):
+                features = self.model.features(part)
+                yield features
+                seen.append(Features(*(feature.detach() for feature in features)))
+
+        loss = self._update(parts(), ids[:, 1:].numel())
         if self.recipe.replays:
-            self.memory.keep(self.step, features)
+            self.memory.keep(self.step, Features(*map(torch.cat, zip(*seen, strict=True))))
             for positions in self.memory.drawn(self.step):
-                self._update(positions, self.recipe.replayed)
+                self._update([positions], self.recipe.replayed)
         self.step += 1
         return loss
 
-    def _update(self, features: Features, count: int) -> float:
-        """The rows moved against the mean surprise of `count` positions over all workers, which it gives."""
-        loss = output_surprise(self.model.rows, features).sum() / count
+    def _update(self, parts: Iterable[Features], count: int) -> float:
+        """The rows moved against the mean surprise of `count` positions over all parts and workers, which it gives."""
         self.optimiser.zero_grad()
-        loss.backward()
+        total = torch.zeros((), device=self.model.rows.device)
+        for features in parts:
+            loss = output_surprise(self.model.rows, features).sum() / count
+            loss.backward()
+            total += loss.detach()
         assert self.model.rows.grad is not None
         self.worker.add(self.model.rows.grad)
         nn.utils.clip_grad_norm_([self.model.rows], 1.0)
         self.optimiser.step()
-        value = loss.detach().clone()
-        self.worker.add(value)
-        return float(value)
+        self.worker.add(total)
+        return float(total)
 
     def _checkpoint(self) -> None:
         """All that is needed to go on, in one file that appears whole."""
@@ -290,6 +308,7 @@ class Trainer:
             "step": self.step,
             "recipe": asdict(self.recipe),
             "machine": self._machine(),
+            "data": self.data,
             "log": self.log,
         }
         partial = self.folder / ".rows.pt"
@@ -299,7 +318,8 @@ class Trainer:
     def _machine(self) -> dict[str, str]:
         """What trains, and the arithmetic of the body."""
         device = self.model.rows.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{self.worker.workers} CPU cores"
+        cores = "a CPU core" if self.worker.workers == 1 else f"{self.worker.workers} CPU cores"
+        name = f"one {torch.cuda.get_device_name(device)}" if device.type == "cuda" else cores
         return {"device": name, "dtype": str(self.model.kept.dtype).removeprefix("torch.")}
 
     def _resume(self) -> None:
@@ -307,9 +327,13 @@ class Trainer:
         if not file.exists():
             return
         state = read_checkpoint(self.folder)
-        if state["recipe"] != asdict(self.recipe):
+        begun = state["recipe"] | {"arithmetic": state["machine"]["dtype"], "text": state["data"]}
+        here = asdict(self.recipe) | {"arithmetic": self._machine()["dtype"], "text": self.data}
+        other = [name for name, value in here.items() if begun.get(name) != value]
+        if other:
             raise UserError(
-                f"{file} was begun with other settings; expected the same recipe; delete {self.folder} to begin anew"
+                f"{file} was begun with other settings ({', '.join(other)}); expected the same; "
+                f"delete {self.folder} to begin anew"
             )
         self.step, self.log = state["step"], state["log"]
         with torch.no_grad():

@@ -53,14 +53,18 @@ def _rows(
     pairs = list(translated(corpus.collect(packages)[0]))
     russian, english = coded([ru for ru, _ in pairs], adapted), coded([en for _, en in pairs], base)
     there = translations(*kept_pairs(russian, english, new), len(new), len(embedding))
-    sure = np.sqrt(there.sum(axis=1))
-    shares = torch.from_numpy((there / np.maximum(there.sum(axis=1), 1e-12)[:, None]).toarray()).float()
-    c = torch.from_numpy(sure).float().clamp(max=1)[:, None]
-    return c * (shares @ embedding.float()) + (1 - c) * initialise.initial_rows(embedding, base, adapted, new)
+    sure = there.sum(axis=1)
+    meant = torch.from_numpy(there @ embedding.float().numpy() / np.maximum(sure, 1e-12)[:, None]).float()
+    c = torch.from_numpy(np.sqrt(sure)).float()[:, None]
+    return c * meant + (1 - c) * initialise.initial_rows(embedding, base, adapted, new)
 
 
 def translated(found: list[Document]) -> Iterator[tuple[str, str]]:
-    """Training paragraphs that stand at the same place of a document in both languages, once each."""
+    """Paragraphs that stand at the same place of a training document in both languages, once each.
+
+    What held-out text shares with them is not taken out, as it is from the text to train on: a word's translation is
+    all that is read off.
+    """
     by_name: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(dict)
     names = defaultdict(list)
     for document in found:

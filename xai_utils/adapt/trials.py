@@ -2,14 +2,17 @@
 held-out text; and what that recipe comes to when it is followed to its end.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from xai_utils import models
-from xai_utils.adapt import measure, pipeline, prepare, publish, train
+from xai_utils.adapt import measure, pipeline, publish, train
 from xai_utils.adapt.corpus import Corpus, Text
+from xai_utils.study import ModelEntry
 
 BUDGET = 40_960  # tokens
 EXCERPT = 1_200  # characters of each held-out document
@@ -18,32 +21,28 @@ FULL = pipeline.TWO_CORES
 
 @dataclass(frozen=True)
 class Trial:
-    """One beginning: what the rows are, and what of the recipe for two cores is otherwise."""
+    """One training: what of the recipe for two cores is otherwise, and its budget."""
 
     name: str
-    rows: str
-    replays: int = FULL.replays
-    english: float = prepare.ENGLISH_SHARE
-    rate: float = FULL.rate
+    recipe: train.Recipe
     tokens: int = BUDGET
 
 
 TRIALS = (
-    Trial("random", "random"),
-    Trial("mean of pieces", "mean"),
-    Trial("translations and pieces", "translated"),
-    Trial("pieces, half the rate", "mean", rate=FULL.rate / 2),
-    Trial("pieces, no replay", "mean", replays=0),
-    Trial("pieces, no English", "mean", english=0.0),
-    Trial("pieces, to the end", "mean", tokens=FULL.steps * FULL.sequences * FULL.length),
+    Trial("random", replace(FULL, rows="random")),
+    Trial("mean of pieces", FULL),
+    Trial("translations and pieces", replace(FULL, rows="translated")),
+    Trial("pieces, half the rate", replace(FULL, rate=FULL.rate / 2)),
+    Trial("pieces, no replay", replace(FULL, replays=0)),
+    Trial("pieces, no English", replace(FULL, english=0.0)),
+    Trial("pieces, to the end", FULL, FULL.steps * FULL.sequences * FULL.length),
 )
 
 
 def recipe_of(trial: Trial) -> train.Recipe:
-    """The recipe for two cores, cut to the trial's budget."""
+    """The trial's recipe, cut to its budget."""
     steps = trial.tokens // FULL.length // FULL.sequences
-    warm_up = min(FULL.warm_up, steps // 5)
-    return replace(FULL, steps=steps, warm_up=warm_up, rate=trial.rate, replays=trial.replays)
+    return replace(trial.recipe, steps=steps, warm_up=min(FULL.warm_up, steps // 5))
 
 
 def folder_of(trial: Trial) -> Path:
@@ -52,7 +51,7 @@ def folder_of(trial: Trial) -> Path:
 
 def train_rows(trial: Trial) -> train.Finished:
     """Train to the end of the budget, or find that done."""
-    pipeline.train_rows(folder_of(trial), recipe_of(trial), 1, trial.rows, trial.english)
+    pipeline.train_rows(folder_of(trial), recipe_of(trial), workers=1)
     return train.finished(folder_of(trial))
 
 
@@ -66,27 +65,30 @@ def excerpts(texts: Corpus) -> list[Text]:
 
 
 def run() -> pd.DataFrame:
-    """All trials one after the other, resumable, and their table."""
-    work = pipeline.work_folder()
-    found: list[dict[str, object]] = [{"trial": "base"} | reference(pipeline.ready(work).texts)]
+    """All trials one after the other, resumable, and their table; the base and the shipped rows read the same text."""
+    made = pipeline.ready(pipeline.work_folder())
+    base = {"trial": "base"} | bits_of(pipeline.entry("base"), made.texts)
+    last = {"trial": "shipped rows"} | shipped() | bits_of(pipeline.entry("trained"), made.texts)
+    found: list[dict[str, object]] = []
     for trial in TRIALS:
-        trained, made = train_rows(trial), pipeline.ready(work)
-        substituted = train.Substituted(pipeline.base_model(), made.rows, trained.rows)
+        trained = train_rows(trial)
+        substituted = train.Substituted(models.load(pipeline.entry("base")).model, made.rows, trained.rows)
         readings = measure.read(substituted.surprise, made.tokenizer, excerpts(made.texts), made.start)
-        found.append(
-            {
-                "trial": trial.name,
-                "rows": trial.rows,
-                "trained_tokens": int(trained.log[-1]["tokens"]),
-                "replays": trial.replays,
-                "rate": trial.rate,
-                "seconds": trained.log[-1]["seconds"],
-                "english_share": trial.english,
-            }
-            | bits(readings)
-        )
-        publish.write_table(pd.DataFrame(found), "trials")
-    return pd.DataFrame(found)
+        found.append({"trial": trial.name} | spent(trained.settings, trained.log[-1]) | bits(readings))
+        publish.write_table(pd.DataFrame([base, *found, last]), "trials")
+    return publish.read_table("trials")
+
+
+def spent(settings: Mapping[Any, Any], last: Mapping[Any, Any]) -> dict[str, object]:
+    """How a training was done, and what it took."""
+    how = {name: settings[name] for name in ("rows", "english", "replays", "rate", "device", "dtype")}
+    return how | {"trained_tokens": int(last["tokens"]), "seconds": last["seconds"]}
+
+
+def shipped() -> dict[str, object]:
+    """`spent` of the shipped rows."""
+    recipe, training = (publish.read_table(name) for name in ("recipe", "training"))
+    return spent(recipe.iloc[0].to_dict(), training.iloc[-1].to_dict())
 
 
 def bits(readings: list[measure.Reading]) -> dict[str, object]:
@@ -95,9 +97,9 @@ def bits(readings: list[measure.Reading]) -> dict[str, object]:
     return {f"bits_per_character_{language}": table[language] for language in ("ru", "en")}
 
 
-def reference(texts: Corpus) -> dict[str, object]:
-    """Bits per character of the base on the same excerpts."""
-    loaded = models.load(pipeline.entry("base"))
+def bits_of(asked: ModelEntry, texts: Corpus) -> dict[str, object]:
+    """Bits per character of a study's model on the same excerpts."""
+    loaded = models.load(asked)
     assert loaded.document_start is not None
     surprise = measure.surprise_of(loaded.model)
     return bits(measure.read(surprise, loaded.tokenizer, excerpts(texts), loaded.document_start))

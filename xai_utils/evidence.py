@@ -264,9 +264,9 @@ def read(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
 
 def computed_with(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """The models that the tables come from, with their revisions, once each."""
-    made = [table for name, table in tables.items() if name.endswith("_provenance")]
-    rows = [row for table in made for row in zip(table["what"], table["is"], strict=True)]
-    told = (f"`{what.removeprefix('model ')}` ({made})" for what, made in rows if what.startswith("model "))
+    provenances = [table for name, table in tables.items() if name.endswith("_provenance")]
+    rows = [row for table in provenances for row in zip(table["what"], table["is"], strict=True)]
+    told = (f"`{what.removeprefix('model ')}` ({revision})" for what, revision in rows if what.startswith("model "))
     return list(dict.fromkeys(told))
 
 

@@ -10,7 +10,8 @@ from torch import multiprocessing
 
 from tests.tiny import tiny_model
 from xai_utils.adapt.pipeline import free_port
-from xai_utils.adapt.train import Recipe, Substituted, Trainer, Worker
+from xai_utils.adapt.substituted import Substituted
+from xai_utils.adapt.train import Recipe, Trainer, Worker
 
 ROWS = list(range(300, 340))
 RECIPE = Recipe(

@@ -9,7 +9,7 @@ import torch
 from tests.tiny import CORPUS, tiny_loaded, tiny_model, tiny_tokenizer
 from xai_utils.adapt import initialise, measure, prepare, vocabulary
 from xai_utils.adapt.corpus import Corpus, Text
-from xai_utils.adapt.train import Substituted
+from xai_utils.adapt.substituted import Substituted
 
 
 def texts() -> list[Text]:

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from tests.killable import RECIPE, ROWS, data, trainer
 from tests.tiny import tiny_model
 from xai_utils.adapt import train
-from xai_utils.adapt.train import Features, Memory, Recipe, Substituted, Worker
+from xai_utils.adapt.substituted import Features, Substituted, output_surprise
+from xai_utils.adapt.train import Memory, Recipe, Worker
 from xai_utils.study import ROOT, UserError
 
 
@@ -54,8 +55,8 @@ def test_the_gradient_is_that_of_both_roles(start: torch.Tensor) -> None:
 
 def test_the_output_role_alone_gives_the_same_loss_and_its_share_of_the_gradient(start: torch.Tensor) -> None:
     ids, substituted = data(0, 6), Substituted(tiny_model("llama-tied"), ROWS, start)
-    fixed = train.Features(*(feature.detach() for feature in substituted.features(ids)))
-    train.output_surprise(substituted.rows, fixed).mean().backward()
+    fixed = Features(*(feature.detach() for feature in substituted.features(ids)))
+    output_surprise(substituted.rows, fixed).mean().backward()
     model = by_hand(start)
     states = model.model(ids).last_hidden_state.detach()[:, :-1].flatten(0, 1)
     head = model.get_input_embeddings().weight.detach().clone().requires_grad_(True)
@@ -183,6 +184,16 @@ def test_another_recipe_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, recipe=replace(RECIPE, rate=1.0)).run(data(1, 100))
     with pytest.raises(UserError, match=r"other settings \(text\)"):
         trainer(tmp_path).run(data(2, 100))
+
+
+def test_tokens_without_a_share_are_refused_before_training(start: torch.Tensor, tmp_path: Path) -> None:
+    known = torch.arange(100)
+    model = Substituted(tiny_model("llama-tied"), ROWS, start, among=known)
+    text = data(1, 100) % 100
+    text[3, 5], text[4, 2] = 417, ROWS[7]
+    with pytest.raises(UserError, match=r"holds 1 tokens .* \(417 the first\)"):
+        train.Trainer(model, RECIPE, tmp_path / "run").run(text)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("together", [1, 3])

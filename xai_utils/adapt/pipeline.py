@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from xai_utils import models
 from xai_utils.adapt import corpus, initialise, measure, prepare, publish, train, translate, vocabulary
 from xai_utils.adapt.corpus import Corpus
+from xai_utils.adapt.substituted import Substituted
 from xai_utils.adapters import embedding_matrix
 from xai_utils.cache import cache_folder
 from xai_utils.results import write_text
@@ -110,7 +111,7 @@ def _work(rank: int, workers: int, port: int, recipe: train.Recipe, folder: Path
     data = prepare.training_windows(
         made.texts, made.tokenizer, number, recipe.length, made.start, recipe.seed, recipe.english
     )
-    substituted = train.Substituted(model, made.rows, start, among=data.unique())
+    substituted = Substituted(model, made.rows, start, among=data.unique())
     train.Trainer(substituted, recipe, folder, train.Worker(rank, workers)).run(data)
     if workers > 1:
         dist.destroy_process_group()

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from xai_utils.adapt import corpus, initialise
 from xai_utils.adapt.sources import Document
+from xai_utils.results import write_whole
 
 ROUNDS = 6
 LONGEST = 200  # tokens of a paragraph
@@ -37,9 +38,8 @@ def rows(
     corpus' packages are, and then found."""
     stored = folder / "translated.pt"
     if not stored.exists():
-        partial = folder / ".translated.pt"
-        torch.save(_rows(embedding, base, adapted, new, folder / "packages"), partial)
-        partial.replace(stored)
+        made = _rows(embedding, base, adapted, new, folder / "packages")
+        write_whole(stored, lambda file: torch.save(made, file))
     return torch.load(stored, weights_only=True)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from xai_utils import models
 from xai_utils.adapt import measure, pipeline, publish, train
 from xai_utils.adapt.corpus import Corpus, Text
+from xai_utils.adapt.substituted import Substituted
 from xai_utils.study import ModelEntry
 
 BUDGET = 40_960  # tokens
@@ -72,7 +73,7 @@ def run() -> pd.DataFrame:
     found: list[dict[str, object]] = []
     for trial in TRIALS:
         trained = train_rows(trial)
-        substituted = train.Substituted(models.load(pipeline.entry("base")).model, made.rows, trained.rows)
+        substituted = Substituted(models.load(pipeline.entry("base")).model, made.rows, trained.rows)
         readings = measure.read(substituted.surprise, made.tokenizer, excerpts(made.texts), made.start)
         found.append({"trial": trial.name} | spent(trained.settings, trained.log[-1]) | bits(readings))
         publish.write_table(pd.DataFrame([base, *found, last]), "trials")

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -108,6 +109,9 @@ def test_a_committed_notebook_is_fit_to_be_read(path):
     assert not [cell for cell in code if re.search(r"^\s*def ", cell.source, re.MULTILINE)]
     tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
     assert tags.count("parameters") == 1 and "injected-parameters" not in tags
+    for before, cell in pairwise(notebook.cells):
+        if "plots.save(" in cell.source and "`figs/" not in before.source:  # else the prose says where they lie
+            assert [output for output in cell.outputs if "image/png" in output.get("data", {})], cell.source
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             shown = output.get("text", "") + str({k: v for k, v in output.get("data", {}).items() if k != "image/png"})

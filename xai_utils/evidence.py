@@ -262,26 +262,24 @@ def read(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
     return {name: table.fillna({"claim": ""}) if "claim" in table else table for name, table in tables.items()}
 
 
-def computed_with(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """The models that the tables come from, with their revisions, once each."""
-    provenances = [table for name, table in tables.items() if name.endswith("_provenance")]
-    rows = [row for table in provenances for row in zip(table["what"], table["is"], strict=True)]
-    told = (f"`{what.removeprefix('model ')}` ({revision})" for what, revision in rows if what.startswith("model "))
-    return list(dict.fromkeys(told))
+def computed_with(tables: Mapping[str, pd.DataFrame]) -> list[tuple[str, str]]:
+    """Label and revision of the models that the tables come from, once each."""
+    made = [table for name, table in tables.items() if name.endswith("_provenance")]
+    rows = [row for table in made for row in zip(table["what"], table["is"], strict=True)]
+    models = ((what.removeprefix("model "), revision) for what, revision in rows if what.startswith("model "))
+    return list(dict.fromkeys(models))
 
 
 def outdated(tables: Mapping[str, pd.DataFrame], study: Study) -> list[str]:
     """Labels of the study's models whose adapter is another now than when the tables were computed."""
-    made = pd.concat([table for name, table in tables.items() if name.endswith("_provenance")] or [pd.DataFrame()])
-    if made.empty:
-        return []
-    return [
-        model.label
-        for model in study.models
-        if model.adapter
-        and len(rows := made.loc[made["what"] == f"model {model.label}", "is"])
-        and not rows.str.contains(f"+adapter:{content_hash(adapters.folder(model.adapter))[:12]}", regex=False).all()
-    ]
+    former = []
+    for model in study.models:
+        revisions = [revision for label, revision in computed_with(tables) if label == model.label]
+        if model.adapter and revisions:
+            now = f"+adapter:{content_hash(adapters.folder(model.adapter))[:12]}"
+            if not all(now in revision for revision in revisions):
+                former.append(model.label)
+    return former
 
 
 SHOWN = {
@@ -315,7 +313,7 @@ def summarise(folder: Path) -> Path:
     blocks = ["# Evidence", "Computed by `make evidence`; every sentence is computed from the tables beside this file."]
     models = computed_with(tables)
     if models:
-        blocks.append(f"Computed with {'; '.join(models)}.")
+        blocks.append(f"Computed with {'; '.join(f'`{label}` ({revision})' for label, revision in models)}.")
     for heading, sentences in said(tables).items():
         if sentences:
             blocks += [f"## {heading}", *map(str, sentences)]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 from xai_utils import adapters, models
 from xai_utils.adapt import pipeline, prepare, publish
-from xai_utils.study import ROOT, ModelEntry
+from xai_utils.study import ROOT, ModelEntry, UserError
 
 CHECKPOINT = ROOT / "models" / "smollm2-135m-ru-ts"
 ROWS = [5, 17, 300, 411]
@@ -67,6 +67,11 @@ def test_a_gpu_has_a_recipe_and_a_folder_of_its_own(monkeypatch: pytest.MonkeyPa
     assert folder.name == ("training-gpu" if gpu else "training-two-cores")
     tokens = recipe.steps * recipe.sequences * recipe.length
     assert tokens == (19_660_800 if gpu else 1_126_400)
+
+
+def test_an_unknown_beginning_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown beginning 'translatd' of new rows; .*translated"):
+        pipeline.start_rows("translatd", torch.zeros(1, 1), None, 0)  # type: ignore[arg-type]  # looked at first
 
 
 def test_a_saved_tokenizer_does_not_tell_how_it_was_loaded(tmp_path: Path) -> None:

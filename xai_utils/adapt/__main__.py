@@ -13,7 +13,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.callback(invoke_without_command=True)
 def make(context: typer.Context) -> None:
-    """Corpus, tokenizer, training, evaluation, checkpoint; goes on where it stopped. At most 2.5 hours on two cores;
+    """Corpus, tokenizer, training, evaluation, checkpoint; goes on where it stopped. About 2.5 hours on two cores;
     on a GPU minutes, for seventeen times the tokens."""
     if context.invoked_subcommand is None:
         pipeline.make()

@@ -25,11 +25,16 @@ from xai_utils.adapt.substituted import Substituted
 from xai_utils.adapters import embedding_matrix
 from xai_utils.cache import cache_folder
 from xai_utils.results import write_text
-from xai_utils.study import ModelEntry
+from xai_utils.study import ModelEntry, UserError, nearest
 
 BASE = "smollm2-135m-instruct"
-TWO_CORES = train.Recipe()  # at most 2.5 hours with corpus and evaluation
+TWO_CORES = train.Recipe()  # about 2.5 hours with corpus and evaluation
 GPU = train.Recipe(steps=1200, sequences=64, rate=3e-3, fall=0.5, replays=0, checkpoint_every=20)  # minutes
+BEGINNINGS = {  # of new rows, as the card tells them
+    "random": "at random",
+    "mean": "as the mean of their old pieces' rows",
+    "translated": "between the rows of their translations and the mean of their old pieces' rows",
+}
 
 
 @dataclass(frozen=True)
@@ -89,12 +94,14 @@ def free_port() -> int:
 
 
 def start_rows(kind: str, embedding: torch.Tensor, made: Ready, seed: int) -> torch.Tensor:
-    """The new rows before training, `random`, `translated` or `mean`."""
+    """The new rows before training. Raises UserError for a `kind` that is none of `BEGINNINGS`."""
     if kind == "random":
         return initialise.random_rows(embedding, len(made.rows), seed)
     if kind == "translated":
         return translate.rows(embedding, made.base, made.tokenizer, made.rows, work_folder())
-    return initialise.initial_rows(embedding, made.base, made.tokenizer, made.rows)
+    if kind == "mean":
+        return initialise.initial_rows(embedding, made.base, made.tokenizer, made.rows)
+    raise UserError(f"unknown beginning {kind!r} of new rows; {nearest(kind, BEGINNINGS)}")
 
 
 def _work(rank: int, workers: int, port: int, recipe: train.Recipe, folder: Path, work: Path) -> None:
@@ -245,7 +252,7 @@ def facts(found: dict[str, pd.DataFrame]) -> dict[str, object]:
     last, recipe = found["training"].iloc[-1], found["recipe"].iloc[0].to_dict()
     return {
         "name": publish.NAME, "base": BASE, "gone": len(found["vocabulary"]), "rows": vocabulary.ROWS,
-        "recipe": recipe,
+        "recipe": recipe, "beginning": BEGINNINGS[recipe["rows"]],
         "tokens": int(last["tokens"]), "minutes": round(float(last["seconds"]) / 60),
         "russian": 100 * (1 - bits["ru"]),
         "english": 100 * (bits["en"] - 1),

@@ -21,8 +21,8 @@ def make(context: typer.Context) -> None:
 
 @app.command()
 def trials() -> None:
-    """Short trainings from different beginnings, ten minutes each on one core, and their table, written after each. The
-    whole recipe for two cores comes last: hours on one core, minutes on a GPU."""
+    """Short trainings from different beginnings, about seven minutes each on one core, and their table,
+    written after each. The whole recipe for two cores comes last: hours on one core, minutes on a GPU."""
     from xai_utils.adapt import trials as beginnings
 
     beginnings.run()

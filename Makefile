@@ -35,7 +35,7 @@ evidence: setup  ## the long studies behind report/evidence/; resumes where it s
 	$(BIN)/python -m xai_utils evidence
 
 adapt: setup  ## make the adapted twin from its corpus; resumes where it stopped
-	$(BIN)/python -m xai_utils.adapt
+	$(BIN)/python -m recipes.token_substitution
 
 bench: setup  ## time and memory beside inseq, captum and plain loops; writes benchmarks/results.csv and the README's table
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements.txt

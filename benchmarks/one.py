@@ -46,9 +46,9 @@ def peer(work: str, name: str, tokens: int, dtype: str, count: bool) -> dict[str
     from torch.utils.flop_counter import FlopCounterMode
 
     from benchmarks import works
-    from xai_utils.models import load
-    from xai_utils.study import ModelEntry
-    from xai_utils.target import make_target
+    from xai_utils.attribution.target import make_target
+    from xai_utils.models.loading import load
+    from xai_utils.study.config import ModelEntry
 
     run = works.WORKS[work][name]
     model = load(ModelEntry.model_validate({"label": "m", "model": "smollm2-135m-instruct", "dtype": dtype}))
@@ -70,8 +70,8 @@ def peer(work: str, name: str, tokens: int, dtype: str, count: bool) -> dict[str
 
 def case_of(model, tokens):  # type: ignore[no-untyped-def]
     """The end of the text that is `tokens` tokens long, the document's start in front included."""
-    from xai_utils.study import Study, TextEntry
-    from xai_utils.text import prepare
+    from xai_utils.study.config import Study, TextEntry
+    from xai_utils.text.cases import prepare
 
     words = TEXT.split()
     for first in range(len(words)):
@@ -93,8 +93,8 @@ def texts(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XAI_RUNS"] = folder
         from tests.tiny import save_tiny
-        from xai_utils.explain import Explainer
-        from xai_utils.study import Study
+        from xai_utils.study.config import Study
+        from xai_utils.study.explainer import Explainer
 
         model = save_tiny(Path(folder) / "model")
         words = TEXT.split()

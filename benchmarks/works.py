@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import GOAL, TO_GOAL
-from xai_utils import attention, gradients, perturbation, sampling
-from xai_utils.attribution import FLOOR
-from xai_utils.baselines import baseline_rows
-from xai_utils.models import LoadedModel
-from xai_utils.target import Objective, Target
-from xai_utils.text import Case
+from xai_utils.attention import layers
+from xai_utils.attribution import integrated_gradients, perturbation, shapley
+from xai_utils.attribution.absence import baseline_rows
+from xai_utils.attribution.result import FLOOR
+from xai_utils.attribution.target import Objective, Target
+from xai_utils.models.loading import LoadedModel
+from xai_utils.text.cases import Case
 
 STEPS, DRAWS, SIGMA, ORDERS, SEED = 50, 30, 0.1, 4, 0
 BASELINE = "eos"
@@ -75,12 +76,12 @@ class Plain:
 
 
 def our_steps(model: LoadedModel, case: Case, target: Target) -> Found:
-    found = gradients.fixed_steps(model, case, target, baseline=BASELINE, keep_sink=True, steps=STEPS)
+    found = integrated_gradients.fixed_steps(model, case, target, baseline=BASELINE, keep_sink=True, steps=STEPS)
     return Found(found.scores[1:].tolist(), found.certificate.relative_delta)
 
 
 def our_certificate(model: LoadedModel, case: Case, target: Target) -> Found:
-    found = gradients.integrated_gradients(model, case, target, tolerance=GOAL, budget=4000)
+    found = integrated_gradients.integrated_gradients(model, case, target, tolerance=GOAL, budget=4000)
     return Found(found.scores[1:].tolist(), found.certificate.bound)
 
 
@@ -207,7 +208,7 @@ def _shaken(size: int | None) -> Peer:
 
 def our_shapley(model: LoadedModel, case: Case, target: Target) -> Found:
     budget = ORDERS * (len(case.ids) - 1)
-    found = sampling.shapley(model, case, target, baseline=BASELINE, tolerance=1e-9, budget=budget, seed=SEED)
+    found = shapley.shapley(model, case, target, baseline=BASELINE, tolerance=1e-9, budget=budget, seed=SEED)
     return Found(found.scores[1:].tolist())
 
 
@@ -238,21 +239,21 @@ def shapley_batched(model: LoadedModel, case: Case, target: Target) -> Found:
 
 
 def our_attention(model: LoadedModel, case: Case, target: Target) -> Found:
-    return Found(attention.head_table(model, case)["entropy"].tolist())
+    return Found(layers.head_table(model, case)["entropy"].tolist())
 
 
 def attention_head_by_head(model: LoadedModel, case: Case, target: Target) -> Found:
     """The weights that transformers returns, and each head's statistics in turn: our view of raw weights alone."""
-    with attention.eager(model.model), torch.no_grad():
-        layers = model.model(input_ids=torch.tensor([case.ids]), output_attentions=True, use_cache=False).attentions
+    with layers.eager(model.model), torch.no_grad():
+        every = model.model(input_ids=torch.tensor([case.ids]), output_attentions=True, use_cache=False).attentions
     entropies = []
-    for layer in layers:
+    for layer in every:
         for head in layer[0].double().numpy():
             rows, index = head[1:], np.arange(1, len(head))
             entropies.append(float(-(rows * np.log(np.where(rows > 0, rows, 1))).sum(1).mean()))
             rows[:, 0].mean(), rows[np.arange(len(rows)), index].mean(), rows[np.arange(len(rows)), index - 1].mean()
             distance = np.abs(index[:, None] - np.arange(len(head)))
-            (rows * distance).sum(1).mean(), (rows * (distance < attention.LOCAL)).sum(1).mean()
+            (rows * distance).sum(1).mean(), (rows * (distance < layers.LOCAL)).sum(1).mean()
     return Found(entropies)
 
 

@@ -11,8 +11,8 @@ os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
 @pytest.fixture(scope="session")
 def smollm2():
     """The default model itself, from the cache that `python -m xai_utils fetch` fills."""
-    from xai_utils.models import load
-    from xai_utils.study import ModelEntry
+    from xai_utils.models.loading import load
+    from xai_utils.study.config import ModelEntry
 
     return load(ModelEntry(label="base", role="base", model="smollm2-135m-instruct"))
 
@@ -21,15 +21,15 @@ def smollm2():
 def twins(tmp_path_factory):
     """An Explainer on one text and two tiny models, `base` and `twin`, with a cache of its own."""
     from tests.tiny import tiny_loaded
-    from xai_utils import explain
-    from xai_utils.study import Study, TextEntry
+    from xai_utils.study import explainer
+    from xai_utils.study.config import Study, TextEntry
 
     models = [tiny_loaded("llama", label="base"), tiny_loaded("llama", seed=1, label="twin", role="adapted")]
     texts = (TextEntry(id="capital", text="The capital of France is", answer=" Paris."),)
     study = Study(name="tiny", models=tuple(model.entry for model in models), texts=texts, draws=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XAI_RUNS", str(tmp_path_factory.mktemp("runs")))
-        patch.setattr(explain, "load", lambda entry: next(m for m in models if m.label == entry.label))
-        book = explain.Explainer(study)
+        patch.setattr(explainer, "load", lambda entry: next(m for m in models if m.label == entry.label))
+        book = explainer.Explainer(study)
         assert len(book.models) == 2  # loaded now, by the patched `load`
     return book

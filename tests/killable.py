@@ -8,10 +8,10 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
+from recipes.token_substitution.pipeline import free_port
+from recipes.token_substitution.substituted import Substituted
+from recipes.token_substitution.train import Recipe, Trainer, Worker
 from tests.tiny import tiny_model
-from xai_utils.adapt.pipeline import free_port
-from xai_utils.adapt.substituted import Substituted
-from xai_utils.adapt.train import Recipe, Trainer, Worker
 
 ROWS = list(range(300, 340))
 RECIPE = Recipe(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from xai_utils.attention import statistics, uniform
-from xai_utils.compare import differences
-from xai_utils.comparison import leaderboards
-from xai_utils.measured import Measured
-from xai_utils.questions import tests as tested
-from xai_utils.study import Study
-from xai_utils.text import words
+from xai_utils.attention.layers import statistics, uniform
+from xai_utils.evaluation.statistics import differences
+from xai_utils.study.comparison import leaderboards
+from xai_utils.study.config import Study
+from xai_utils.study.questions import tests as tested
+from xai_utils.study.tables import Measured
+from xai_utils.text.cases import words
 
 TEXTS = {
     "planets": ("Сколько планет в Солнечной системе?", " Восемь.", "ru"),

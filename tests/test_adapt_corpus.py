@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from xai_utils.adapt import corpus, sources
-from xai_utils.adapt.sources import Document
-from xai_utils.study import UserError
+from recipes.token_substitution import corpus, sources
+from recipes.token_substitution.sources import Document
+from xai_utils.study.config import UserError
 
 
 def message_catalogue(pairs: dict[str, str]) -> bytes:

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
+from recipes.token_substitution import initialise, measure, prepare, vocabulary
+from recipes.token_substitution.corpus import Corpus, Text
+from recipes.token_substitution.substituted import Substituted
 from tests.tiny import CORPUS, tiny_loaded, tiny_model, tiny_tokenizer
-from xai_utils.adapt import initialise, measure, prepare, vocabulary
-from xai_utils.adapt.corpus import Corpus, Text
-from xai_utils.adapt.substituted import Substituted
 
 
 def texts() -> list[Text]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recipes.token_substitution import pipeline, prepare, publish
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
-from xai_utils import adapters, models
-from xai_utils.adapt import pipeline, prepare, publish
-from xai_utils.study import ROOT, ModelEntry, UserError
+from xai_utils.models import adapters, loading
+from xai_utils.study.config import ROOT, ModelEntry, UserError
 
 CHECKPOINT = ROOT / "models" / "smollm2-135m-ru-ts"
 ROWS = [5, 17, 300, 411]
@@ -31,7 +31,7 @@ def test_a_saved_checkpoint_equals_its_rows_added_by_hand(tmp_path: Path) -> Non
     with torch.no_grad():
         by_hand.get_input_embeddings().weight[ROWS] = values.float()
     ids = torch.tensor([[1, 5, 17, 300, 411, 8, 300]])
-    got, expected = models.load(entry).model(ids).logits, by_hand(ids).logits
+    got, expected = loading.load(entry).model(ids).logits, by_hand(ids).logits
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     assert (got - tiny_model("llama-tied")(ids).logits).abs().max() > 0.1
 
@@ -92,9 +92,9 @@ def test_the_shipped_checkpoint_is_small() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["Сколько планет в Солнечной системе?", "The capital of France is"])
-def test_the_shipped_checkpoint_equals_its_rows_added_by_hand(smollm2: models.LoadedModel, prompt: str) -> None:
+def test_the_shipped_checkpoint_equals_its_rows_added_by_hand(smollm2: loading.LoadedModel, prompt: str) -> None:
     entry = ModelEntry(label="ru-ts", role="adapted", model="smollm2-135m-instruct", adapter=str(CHECKPOINT))
-    twin = models.load(entry)
+    twin = loading.load(entry)
     ids = torch.tensor([[0, *twin.tokenizer(prompt)["input_ids"]]])
     weight, rows = smollm2.embedding, adapters.token_rows(CHECKPOINT)
     kept = weight[rows].clone()

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from recipes.token_substitution import train
+from recipes.token_substitution.substituted import Features, Substituted, output_surprise
+from recipes.token_substitution.train import Memory, Recipe, Worker
 from tests.killable import RECIPE, ROWS, data, trainer
 from tests.tiny import tiny_model
-from xai_utils.adapt import train
-from xai_utils.adapt.substituted import Features, Substituted, output_surprise
-from xai_utils.adapt.train import Memory, Recipe, Worker
-from xai_utils.study import ROOT, UserError
+from xai_utils.study.config import ROOT, UserError
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from xai_utils.adapt import corpus, initialise, translate
-from xai_utils.adapt.sources import Document
-from xai_utils.adapt.translate import Paragraphs
+from recipes.token_substitution import corpus, initialise, translate
+from recipes.token_substitution.sources import Document
+from recipes.token_substitution.translate import Paragraphs
 
 
 def paragraphs(number: int, tokens: int, seed: int) -> Paragraphs:

@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from recipes.token_substitution import vocabulary
 from tests.tiny import CORPUS, tiny_tokenizer
-from xai_utils.adapt import vocabulary
-from xai_utils.study import ROOT
+from xai_utils.study.config import ROOT
 
 CHECKPOINT = ROOT / "models" / "smollm2-135m-ru-ts"
 ENGLISH = [text for text in CORPUS if text.isascii()]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny import tiny_loaded, tiny_model
 
-from xai_utils import attention
-from xai_utils.attention import Layer, head_table, observations, pool, statistics, stream, uniform, without_sink
-from xai_utils.study import Study, TextEntry, UserError
-from xai_utils.text import prepare
+from xai_utils.attention import layers
+from xai_utils.attention.layers import Layer, head_table, observations, pool, statistics, stream, uniform, without_sink
+from xai_utils.study.config import Study, TextEntry, UserError
+from xai_utils.text.cases import prepare
 
 TEXT = "The capital of France is Paris, and the capital of Russia is Москва."
 
@@ -139,7 +139,7 @@ def test_streamed_weights_equal_the_librarys_own(kind):
     case = case_of(loaded)
     with torch.no_grad():
         expected = tiny_model(kind, attention="eager")(torch.tensor([case.ids]), output_attentions=True).attentions
-    assert torch.equal(attention.weights(loaded, case), torch.cat(expected))
+    assert torch.equal(layers.weights(loaded, case), torch.cat(expected))
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -269,19 +269,19 @@ def test_observations_are_what_the_matrix_says():
 
 def test_weights_that_do_not_fit_are_refused(monkeypatch):
     loaded = tiny_loaded("llama")
-    monkeypatch.setattr(attention, "KEPT", 1000)
+    monkeypatch.setattr(layers, "KEPT", 1000)
     with pytest.raises(UserError, match="text 't': its attention weights fill"):
-        attention.weights(loaded, case_of(loaded))
+        layers.weights(loaded, case_of(loaded))
 
 
 MEASURE = """
 import json, threading, time
 import psutil
-from xai_utils.attention import head_table, stream
-from xai_utils.attention_maps import maps
-from xai_utils.models import load
-from xai_utils.study import ModelEntry, Study, TextEntry
-from xai_utils.text import prepare
+from xai_utils.attention.layers import head_table, stream
+from xai_utils.attention.maps import maps
+from xai_utils.models.loading import load
+from xai_utils.study.config import ModelEntry, Study, TextEntry
+from xai_utils.text.cases import prepare
 
 model = load(ModelEntry(label="base", model="smollm2-135m-instruct"))
 stream(model, [0, 1, 2], lambda layer: None, norms=True)  # the weights' pages are in memory from here on
@@ -318,7 +318,7 @@ def test_a_long_text_stays_within_one_gib_above_the_model(smollm2):
 def test_real_weights_are_the_librarys(smollm2):
     case = case_of(smollm2, "Сколько планет в Солнечной системе?")
     table = head_table(smollm2, case)
-    with attention.eager(smollm2.model), torch.no_grad():
+    with layers.eager(smollm2.model), torch.no_grad():
         expected = smollm2.model(torch.tensor([case.ids]), output_attentions=True).attentions
     assert len(expected) == 30
     sinks = [layer[0, head, 1:, 0].mean().item() for layer in expected for head in range(9)]

@@ -4,14 +4,14 @@ import numpy as np
 from test_attention import case_of
 from tiny import tiny_loaded
 
-from xai_utils import attention
-from xai_utils.attention_maps import head_map, map_labels, maps
+from xai_utils.attention import layers
+from xai_utils.attention.maps import head_map, map_labels, maps
 
 
 def test_maps_of_a_long_text_are_pooled_and_of_a_short_one_are_not():
     loaded = tiny_loaded("llama")
     case = case_of(loaded)
-    weights = attention.weights(loaded, case)
+    weights = layers.weights(loaded, case)
     assert np.array_equal(maps(loaded, case), weights.numpy())
     pooled = maps(loaded, case, size=5)
     length = len(case.tokens)
@@ -27,4 +27,4 @@ def test_maps_of_a_long_text_are_pooled_and_of_a_short_one_are_not():
 def test_one_heads_map_is_its_part_of_all_weights():
     loaded = tiny_loaded("gpt2")
     case = case_of(loaded)
-    assert np.array_equal(head_map(loaded, case.ids, 1, 2), attention.weights(loaded, case)[1, 2].numpy())
+    assert np.array_equal(head_map(loaded, case.ids, 1, 2), layers.weights(loaded, case)[1, 2].numpy())

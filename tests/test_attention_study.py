@@ -6,11 +6,12 @@ import pytest
 from test_attention import collect
 from tiny import tiny_loaded
 
-from xai_utils import attention, attention_maps, explain, heads, rollout
-from xai_utils import attention_study as study_of
-from xai_utils.attention_words import attention_change, word_attention
-from xai_utils.study import Study, TextEntry
-from xai_utils.text import prepare
+from xai_utils.attention import heads, layers, maps, rollout
+from xai_utils.attention.words import attention_change, word_attention
+from xai_utils.study import attention as study_of
+from xai_utils.study import explainer
+from xai_utils.study.config import Study, TextEntry
+from xai_utils.text.cases import prepare
 
 TEXTS = (
     TextEntry(id="capital", text="The capital of France is", rewordings=("The capital city of France is",)),
@@ -24,8 +25,8 @@ def book(tmp_path_factory):
     models = [tiny_loaded("llama", label="base"), tiny_loaded("llama", seed=1, label="twin", role="adapted")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XAI_RUNS", str(tmp_path_factory.mktemp("runs")))
-        patch.setattr(explain, "load", lambda entry: next(m for m in models if m.label == entry.label))
-        made = explain.Explainer(Study(name="tiny", models=tuple(model.entry for model in models), texts=TEXTS))
+        patch.setattr(explainer, "load", lambda entry: next(m for m in models if m.label == entry.label))
+        made = explainer.Explainer(Study(name="tiny", models=tuple(model.entry for model in models), texts=TEXTS))
         assert len(made.models) == 2
         yield made
 
@@ -42,7 +43,7 @@ def rows(table, **where):
 def test_statistics_are_those_of_each_case(book):
     table = study_of.head_statistics(book)
     assert len(table) == 2 * 2 * 8
-    expected = attention.head_table(book.models["twin"], book.case("twin", "planets"))
+    expected = layers.head_table(book.models["twin"], book.case("twin", "planets"))
     found = rows(table, model="twin", text="planets")
     pd.testing.assert_frame_equal(found[expected.columns], expected, check_dtype=False)
 
@@ -54,7 +55,7 @@ def test_the_first_head_is_the_first_layers_first(book):
     ]
     weights = collect(book.models["base"], book.case("base", "planets").ids)[0].weights[0]
     found = rows(table, model="base", text="planets").iloc[0]
-    for name, value in attention.observations(weights).items():
+    for name, value in layers.observations(weights).items():
         assert found[name] == pytest.approx(value), name
 
 
@@ -92,7 +93,7 @@ def test_examples_are_the_heads_maps(book, groups):
     assert len(labels) == len(probe) == len(weights)
     weights, labels = found["sink: layer 1, head 2"]
     case = book.case("base", "capital")
-    np.testing.assert_allclose(weights, attention_maps.maps(book.models["base"], case)[1, 2])
+    np.testing.assert_allclose(weights, maps.maps(book.models["base"], case)[1, 2])
     assert labels == case.labels
 
 
@@ -153,7 +154,7 @@ def test_nothing_is_computed_twice(book, groups, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(attention, "stream", refuse)
+    monkeypatch.setattr(layers, "stream", refuse)
     monkeypatch.setattr(rollout, "stream", refuse)
     monkeypatch.setattr(study_of, "words_of", refuse)
     again = [measure(book) for measure in (study_of.head_statistics, study_of.drifts, study_of.first_head)]

@@ -9,16 +9,16 @@ from scipy.spatial.distance import jensenshannon
 from test_attention import case_of
 from tiny import tiny_loaded
 
-from xai_utils import attention
-from xai_utils.attention_words import (
+from xai_utils.attention import layers
+from xai_utils.attention.words import (
     attention_change,
     divergence,
     most_changed,
     shared_words,
     word_attention,
 )
-from xai_utils.study import UserError
-from xai_utils.text import units, word_weights
+from xai_utils.study.config import UserError
+from xai_utils.text.cases import units, word_weights
 
 TEXT = "Сколько планет в Солнечной системе?"
 
@@ -34,7 +34,7 @@ def test_words_average_queries_and_sum_keys():
     found = word_attention(model, case)
     assert found.words == ("Сколько", "планет", "в", "Солнечной", "системе", "?")
     np.testing.assert_allclose(found.weights.sum(-1), 1, atol=1e-6)
-    weights, shares, rows = attention.weights(model, case).double().numpy(), word_weights(case), units(case)
+    weights, shares, rows = layers.weights(model, case).double().numpy(), word_weights(case), units(case)
     word = {row.text: column for column, row in enumerate(rows)}
     query, key = word["Солнечной"], word["планет"]
     expected = 0.0
@@ -100,7 +100,7 @@ def test_floor_gathers_words_that_are_not_shared():
     change = attention_change(base, other, [(again, other_again)])
 
     def row(attention, word, dropped):
-        weights = attention.weights[1, 3, word]
+        weights = layers.weights[1, 3, word]
         kept = [value for column, value in enumerate(weights[:-1]) if column - 1 not in dropped]
         return [*kept, weights[-1] + sum(weights[word + 1] for word in dropped)]
 

@@ -25,9 +25,9 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from tests.tiny import save_tiny
-from xai_utils import views
-from xai_utils.explain import Explainer
-from xai_utils.study import ROOT, load_study
+from xai_utils.study.config import ROOT, load_study
+from xai_utils.study.explainer import Explainer
+from xai_utils.widgets import views
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE = 120_000  # milliseconds until a condition that must come true is given up

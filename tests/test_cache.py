@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from xai_utils import cache
-from xai_utils.cache import beside, cache_folder, file_sha256, finish, is_whole, locked, writing
-from xai_utils.study import UserError
+from xai_utils import files
+from xai_utils.files import beside, cache_folder, file_sha256, finish, is_whole, locked, writing
+from xai_utils.study.config import UserError
 
 
 def test_the_cache_is_where_xai_cache_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_folder_is_whole_with_its_stamp_and_sizes_only(tmp_path: Path) -> None
     (target / "weights").unlink()
     assert not is_whole(target)
     assert not is_whole(tmp_path / "nowhere")
-    (target / cache.STAMP).write_text('{"weights": ')
+    (target / files.STAMP).write_text('{"weights": ')
     assert not is_whole(target)
 
 
@@ -105,7 +105,7 @@ def test_a_cache_below_a_file_is_named(tmp_path: Path) -> None:
 OTHER = """
 import sys, time
 from pathlib import Path
-from xai_utils.cache import locked
+from xai_utils.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -10,9 +10,9 @@ import pytest
 from synthetic import measured
 from test_observations import changed, set_where
 
-from xai_utils import claims
-from xai_utils.attention import statistics, uniform
-from xai_utils.measured import Measured
+from report import claims
+from xai_utils.attention.layers import statistics, uniform
+from xai_utils.study.tables import Measured
 
 PAIR = ("base", "ru-ts")
 

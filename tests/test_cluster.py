@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from tests.tiny import save_tiny
-from xai_utils import cluster, gradients
-from xai_utils.attribution import Attribution
-from xai_utils.explain import METHODS, Explainer, Method
-from xai_utils.study import Study, UserError
+from xai_utils.attribution import integrated_gradients
+from xai_utils.attribution.result import Attribution
+from xai_utils.study import cluster
+from xai_utils.study.config import Study, UserError
+from xai_utils.study.explainer import METHODS, Explainer, Method
 
 METHOD_NAMES = ["integrated_gradients", "ablation", "sensitivity"]
 
@@ -72,7 +73,7 @@ def slow(model, case, target, *, log: str, fails: str = "", seed: int = 0) -> At
         raise RuntimeError(f"cannot explain {case.text!r}")
     told(case, log, "done")
     scores = np.array(case.ids, dtype=float)
-    return gradients.additive("slow", case, target, scores, 0 * scores, "zero", False)
+    return integrated_gradients.additive("slow", case, target, scores, 0 * scores, "zero", False)
 
 
 def lines(log: Path) -> list[list[str]]:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.tiny import tiny_loaded
-from xai_utils import explain
-from xai_utils.compare import certified, corrected, differences, interval, paired_test, real, spread
-from xai_utils.explain import Explainer
-from xai_utils.study import Study, TextEntry, UserError
+from xai_utils.evaluation.statistics import certified, corrected, differences, interval, paired_test, real, spread
+from xai_utils.study import explainer
+from xai_utils.study.config import Study, TextEntry, UserError
+from xai_utils.study.explainer import Explainer
 
 WORDS = ("Water", "boils", ".")
 finite = st.floats(-100, 100).map(lambda value: round(value, 3))
@@ -39,7 +39,7 @@ def scores(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XAI_RUNS", str(tmp_path_factory.mktemp("runs")))
-        patch.setattr(explain, "load", lambda entry: next(m for m in models if m.label == entry.label))
+        patch.setattr(explainer, "load", lambda entry: next(m for m in models if m.label == entry.label))
         book = Explainer(study)
         parts = [book.tables(["integrated_gradients"], baseline=name) for name in ("mean", "eos")]
     return tuple(pd.concat([part[name] for part in parts]) for name in ("word_scores", "certificates"))

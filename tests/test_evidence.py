@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 
 from tests.tiny import tiny_loaded
-from xai_utils import adapters, corpus_tables, evidence, explain
-from xai_utils.compare import FOUND, NONE, UNDECIDED
-from xai_utils.explain import METHODS, Explainer
-from xai_utils.measured import IG
-from xai_utils.models import content_hash
-from xai_utils.study import Study, UserError, load_study
-from xai_utils.text import words
+from xai_utils.evaluation.statistics import FOUND, NONE, UNDECIDED
+from xai_utils.models import adapters
+from xai_utils.models.loading import content_hash
+from xai_utils.study import corpus, evidence, explainer
+from xai_utils.study.config import Study, UserError, load_study
+from xai_utils.study.explainer import METHODS, Explainer
+from xai_utils.study.tables import IG
+from xai_utils.text.cases import words
 
 # ---- the corpus as it stands
 
@@ -26,7 +27,7 @@ def test_the_corpus_is_thirty_pairs_in_six_groups():
     for entry in texts.values():
         twin = texts[entry.pair]
         assert twin.pair == entry.id and twin.group == entry.group and twin.language != entry.language
-        assert entry.answer.startswith(" ") and corpus_tables.is_punctuation(entry.answer[-1])
+        assert entry.answer.startswith(" ") and corpus.is_punctuation(entry.answer[-1])
         assert bool(entry.contrast) == bool(twin.contrast)
     counts = pd.Series([entry.group for entry in texts.values()]).value_counts()
     assert set(counts.index) == {"fact", "agreement", "negation", "idiom", "numeral", "name"} and set(counts) == {10}
@@ -97,9 +98,9 @@ def tiny(tmp_path, monkeypatch):
 
         counted.__module__, counted.__name__ = line.function.__module__, line.function.__name__
         counted.__signature__ = inspect.signature(line.function)
-        monkeypatch.setitem(METHODS, name, explain.Method(counted, "", line.fixed))
+        monkeypatch.setitem(METHODS, name, explainer.Method(counted, "", line.fixed))
     monkeypatch.setattr(evidence, "load_study", small)
-    monkeypatch.setattr(explain, "load", lambda entry: next(m for m in models if m.label == entry.label))
+    monkeypatch.setattr(explainer, "load", lambda entry: next(m for m in models if m.label == entry.label))
     return tmp_path / "evidence", computed
 
 
@@ -176,7 +177,7 @@ def test_the_corpus_study_answers_its_questions(tiny):
     summary = evidence.run("corpus", folder=folder)
     tables = evidence.read(folder)
     tests = tables["corpus_tests"]
-    asked = {(question.measure, question.paired) for question in corpus_tables.QUESTIONS}
+    asked = {(question.measure, question.paired) for question in corpus.QUESTIONS}
     missing = asked - set(tests[["question", "paired"]].itertuples(index=False, name=None))
     assert missing == set()
     assert set(tests[tests["paired"]]["model"]) == {"twin", "shuffled"}

@@ -3,10 +3,11 @@
 import pandas as pd
 import pytest
 
-from xai_utils import corpus_tables, evidence_sentences
-from xai_utils.compare import FOUND, NONE
-from xai_utils.evidence_sentences import chosen_methods
-from xai_utils.measured import IG
+from report import evidence_sentences
+from report.evidence_sentences import chosen_methods
+from xai_utils.evaluation.statistics import FOUND, NONE
+from xai_utils.study import corpus
+from xai_utils.study.tables import IG
 
 
 def test_a_sentence_follows_its_table():
@@ -31,7 +32,7 @@ def test_a_sentence_follows_its_table():
 
 
 def claims(verdict, difference=-0.2, **more):
-    row = {"question": "entropy", "asked": "evenness", "paired": True, "claim": corpus_tables.EVEN, "sign": 1}
+    row = {"question": "entropy", "asked": "evenness", "paired": True, "claim": corpus.EVEN, "sign": 1}
     row |= {"model": "b", "base": "a", "role": "adapted", "baseline": "mean", "default": "mean", "sink": "kept"}
     row |= {
         "mean_base": 0.8,
@@ -84,7 +85,7 @@ def test_the_verdicts_on_a_claim_are_counted():
     table = pd.concat([claims("holds"), claims("holds"), claims("holds", claim="m"), claims(NONE, claim="m")])
     told = evidence_sentences.over_corpus({"corpus_tests": table})
     assert {claim: str(sentence) for claim, sentence in told.items()} == {
-        corpus_tables.EVEN: "holds",
+        corpus.EVEN: "holds",
         "m": "holds in 1 of 2 tests and no difference found in 1 of 2 tests",
     }
     assert evidence_sentences.over_corpus({}) == {}
@@ -105,7 +106,7 @@ def test_a_report_opens_with_what_the_corpus_found():
 def test_words_are_counted_where_every_model_has_them():
     table = pd.DataFrame(
         [("b", 3, 10, 6, 4, 2.03), ("c", 0, 0, 0, 0, float("nan"))],
-        columns=["model", *corpus_tables.COUNTS, "mean_size"],
+        columns=["model", *corpus.COUNTS, "mean_size"],
     )
     said = str(evidence_sentences.controls({"corpus_changes": table}))
     assert "b in 4 of 10 words (mean absolute difference over all of these 2.03 nats)" in said and "c in" not in said

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from xai_utils import corpus_tables
-from xai_utils import evidence_tables as tables_of
-from xai_utils.compare import paired_test
-from xai_utils.measured import IG
+from xai_utils.evaluation.statistics import paired_test
+from xai_utils.study import corpus
+from xai_utils.study import evidence_tables as tables_of
+from xai_utils.study.tables import IG
 
 
 def words_of(values, text="t", model="a", method=IG, baseline="mean", sink="kept", marks=None, pieces=None):
@@ -81,7 +81,7 @@ PEAKED = [[5.0, 0.3, 0.2, 0.1, -0.1 - index / 50] for index in range(8)]
 
 def test_measures_against_what_a_hand_computes():
     tables = made_tables(EVEN, PEAKED)
-    found = corpus_tables.measures(tables, "mean").set_index(["measure", "text", "model"])["value"]
+    found = corpus.measures(tables, "mean").set_index(["measure", "text", "model"])["value"]
     row = np.array(PEAKED[2])
     assert found["question_mark", "t2", "a"] == pytest.approx(row[4] / np.abs(row).sum())
     assert found["other_marks", "t2", "a"] == pytest.approx(row[3] / np.abs(row).sum())
@@ -100,14 +100,14 @@ def test_what_did_not_converge_is_not_measured():
     tables = made_tables(EVEN, PEAKED)
     failed = (tables["certificates"]["text"] == "t1") & (tables["certificates"]["model"] == "a")
     tables["certificates"].loc[failed, "converged"] = False
-    found = corpus_tables.measures(tables, "mean")
+    found = corpus.measures(tables, "mean")
     left = found[(found["text"] == "t1") & (found["model"] == "a")]["measure"]
     assert set(left) == {"question_mark_ablation", "other_marks_ablation", "answer"}
 
 
 def test_every_question_gets_its_verdict_and_swapping_the_models_turns_it():
     pairs = {f"t{index}": f"t{index}" for index in range(8)}
-    found = corpus_tables.tests(corpus_tables.measures(made_tables(EVEN, PEAKED), "mean"), pairs, "a", "mean")
+    found = corpus.tests(corpus.measures(made_tables(EVEN, PEAKED), "mean"), pairs, "a", "mean")
     verdicts = found.set_index(["question", "model", "paired"])["verdict"]
     assert verdicts["entropy", "b", True] == verdicts["gini", "b", True] == "holds"
     assert verdicts["question_mark", "a", False] == verdicts["question_mark", "b", False] == "holds"
@@ -115,16 +115,16 @@ def test_every_question_gets_its_verdict_and_swapping_the_models_turns_it():
     assert verdicts["first_position", "a", False] == "holds"
     assert verdicts["pieces", "b", True] == "no difference found"
     assert (found["p_adjusted"] >= found["p"] - 1e-12).all()
-    turned = corpus_tables.tests(corpus_tables.measures(made_tables(PEAKED, EVEN), "mean"), pairs, "a", "mean")
+    turned = corpus.tests(corpus.measures(made_tables(PEAKED, EVEN), "mean"), pairs, "a", "mean")
     assert turned.set_index(["question", "model", "paired"])["verdict"]["entropy", "b", True] == "the opposite holds"
-    same = corpus_tables.tests(corpus_tables.measures(made_tables(EVEN, EVEN), "mean"), pairs, "a", "mean")
+    same = corpus.tests(corpus.measures(made_tables(EVEN, EVEN), "mean"), pairs, "a", "mean")
     assert set(same[same["paired"]]["verdict"]) == {"no difference found"}
 
 
 def test_the_two_texts_of_a_pair_are_one_observation():
-    measured = corpus_tables.measures(made_tables(EVEN, PEAKED), "mean")
+    measured = corpus.measures(made_tables(EVEN, PEAKED), "mean")
     pairs = {f"t{index}": f"p{index // 2}" for index in range(8)}
-    row = corpus_tables.tests(measured, pairs, "a", "mean").set_index(["question", "paired"]).loc[("entropy", True)]
+    row = corpus.tests(measured, pairs, "a", "mean").set_index(["question", "paired"]).loc[("entropy", True)]
     wide = measured[measured["measure"] == "entropy"].pivot_table(index="text", columns="model", values="value")
     by_hand = wide.groupby(wide.index.map(pairs)).mean()
     assert row["n"] == 4
@@ -140,7 +140,7 @@ def test_differences_are_counted_over_texts_with_two_baselines():
         for row in words_of(values, "t0", model, baseline="eos", marks=["w0", "w1", "w2", ",", "?"])
     ]
     tables["word_scores"] = pd.concat([tables["word_scores"], pd.DataFrame(shown)])
-    found = corpus_tables.changes(tables, "a", ("mean", "eos")).set_index("model")
+    found = corpus.changes(tables, "a", ("mean", "eos")).set_index("model")
     assert found.loc["b", ["texts", "words", "real"]].tolist() == [1, 5, 5]
     assert found.loc["b", "mean_size"] == pytest.approx(np.abs(np.subtract(EVEN[0], PEAKED[0])).mean())
 
@@ -149,26 +149,26 @@ def test_a_model_without_certified_scores_counts_no_words():
     tables = made_tables(EVEN, PEAKED)
     proofs = tables["certificates"]
     tables["certificates"] = proofs.assign(converged=proofs["converged"] & (proofs["model"] != "b"))
-    found = corpus_tables.changes(tables, "a", ("mean",)).set_index("model")
-    assert found.loc["b", list(corpus_tables.COUNTS)].tolist() == [0, 0, 0, 0]
-    once = corpus_tables.changes(made_tables(EVEN, PEAKED), "a", ("mean",)).set_index("model")
-    assert once.loc["b", list(corpus_tables.COUNTS)].tolist() == [0, 0, 0, 0]  # no second baseline, so no stable sign
+    found = corpus.changes(tables, "a", ("mean",)).set_index("model")
+    assert found.loc["b", list(corpus.COUNTS)].tolist() == [0, 0, 0, 0]
+    once = corpus.changes(made_tables(EVEN, PEAKED), "a", ("mean",)).set_index("model")
+    assert once.loc["b", list(corpus.COUNTS)].tolist() == [0, 0, 0, 0]  # no second baseline, so no stable sign
 
 
 def test_controls_and_other_baselines_are_corrected_apart():
-    measured = corpus_tables.measures(made_tables(EVEN, PEAKED), "mean")
+    measured = corpus.measures(made_tables(EVEN, PEAKED), "mean")
     pairs = {f"t{index}": f"t{index}" for index in range(8)}
-    alone = corpus_tables.tests(measured, pairs, "a", "mean").set_index(["question", "model", "paired"])["p_adjusted"]
+    alone = corpus.tests(measured, pairs, "a", "mean").set_index(["question", "model", "paired"])["p_adjusted"]
     control = measured[measured["model"] == "b"].assign(model="c")
-    both = corpus_tables.tests(pd.concat([measured, control]), pairs, "a", "mean", ["c"])
+    both = corpus.tests(pd.concat([measured, control]), pairs, "a", "mean", ["c"])
     again = both.set_index(["question", "model", "paired"])["p_adjusted"]
     pd.testing.assert_series_equal(again.loc[alone.index], alone)
 
 
 def test_a_small_effect_of_the_claimed_sign_is_not_a_large_one():
-    measured = corpus_tables.measures(made_tables(EVEN, PEAKED), "mean")
+    measured = corpus.measures(made_tables(EVEN, PEAKED), "mean")
     first = measured["measure"] == "first_position"
     small = measured.assign(value=measured["value"].where(~first, -0.1 - measured.index / 1e4))
     pairs = {f"t{index}": f"t{index}" for index in range(8)}
-    found = corpus_tables.tests(small, pairs, "a", "mean").set_index(["question", "model", "paired"])["verdict"]
+    found = corpus.tests(small, pairs, "a", "mean").set_index(["question", "model", "paired"])["verdict"]
     assert found["first_position", "a", False] == "does not hold"

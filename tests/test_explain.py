@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from tests.tiny import tiny_loaded
-from xai_utils import explain, gradients
-from xai_utils.attribution import Attribution
-from xai_utils.explain import METHODS, Explainer, Method
-from xai_utils.study import ROOT, Study, TextEntry, UserError
+from xai_utils.attribution import integrated_gradients
+from xai_utils.attribution.result import Attribution
+from xai_utils.study import explainer
+from xai_utils.study.config import ROOT, Study, TextEntry, UserError
+from xai_utils.study.explainer import METHODS, Explainer, Method
 
 USED = ("Objective", "additive", "baseline_rows")  # what the README's method imports
 
@@ -32,14 +33,14 @@ def book(tmp_path, monkeypatch):
         ),
         methods=("integrated_gradients",),
     )
-    monkeypatch.setattr(explain, "load", lambda entry: next(m for m in models if m.label == entry.label))
+    monkeypatch.setattr(explainer, "load", lambda entry: next(m for m in models if m.label == entry.label))
     return Explainer(study)
 
 
 def constant(model, case, target, *, value: float = 1.0, seed: int = 0) -> Attribution:
     """The smallest method there is: one score for all."""
     scores = np.full(len(case.tokens), value + seed)
-    return gradients.additive("constant", case, target, scores, 0 * scores, "zero", False)
+    return integrated_gradients.additive("constant", case, target, scores, 0 * scores, "zero", False)
 
 
 def test_a_new_method_is_a_function_and_a_line(book, monkeypatch):
@@ -47,7 +48,7 @@ def test_a_new_method_is_a_function_and_a_line(book, monkeypatch):
     tables = book.write(["constant"], part="test")
     assert set(tables["attributions"]["score"]) == {2.0}
     assert set(tables["word_scores"]["method"]) == {"constant"}
-    assert len(explain.results.read_table(book.study, "attributions")) == len(tables["attributions"])
+    assert len(explainer.results.read_table(book.study, "attributions")) == len(tables["attributions"])
 
 
 def test_settings_come_from_the_study_unless_fixed(book, monkeypatch):
@@ -89,7 +90,7 @@ def test_a_table_and_a_fixed_path_come_from_the_cache_too(book, monkeypatch):
     ]
 
     run = book.fixed_with_path("base", "capital")
-    monkeypatch.setattr(gradients, "fixed_rule", None)
+    monkeypatch.setattr(integrated_gradients, "fixed_rule", None)
     again = book.fixed_with_path("base", "capital")
     assert len(again.path) == book.study.steps and np.array_equal(run.path[3].scores, again.path[3].scores)
     plain = book.attribute("base", "capital", "fixed_steps")
@@ -146,7 +147,7 @@ def test_unknown_method_is_named_with_the_nearest(book):
 
 
 def test_rows_written_while_they_come_are_the_table(book, monkeypatch):
-    monkeypatch.setattr(explain.results, "ROW_GROUP", 6)
+    monkeypatch.setattr(explainer.results, "ROW_GROUP", 6)
     monkeypatch.setitem(METHODS, "constant", Method(constant, ""))
     whole, written = book.tables(["constant"]), book.write(["constant"], part="all")
     for name in ("attributions", "word_scores"):
@@ -154,7 +155,7 @@ def test_rows_written_while_they_come_are_the_table(book, monkeypatch):
     file = book.folders.data / "attributions" / "all.parquet"
     assert pq.ParquetFile(file).num_row_groups > 1
     before = file.read_bytes()
-    with pytest.raises(RuntimeError), explain.results.appending(book.study, ["attributions"], "all") as append:
+    with pytest.raises(RuntimeError), explainer.results.appending(book.study, ["attributions"], "all") as append:
         append("attributions", whole["attributions"])
         raise RuntimeError("half-way")
     assert file.read_bytes() == before
@@ -164,14 +165,17 @@ def test_rows_written_while_they_come_are_the_table(book, monkeypatch):
 def test_the_readme_s_method_runs_as_it_stands(book, monkeypatch):
     readme = (ROOT / "README.md").read_text()
     code = readme.split("## Add a method")[1].split("```python\n")[1].split("```")[0]
-    monkeypatch.setattr(explain, "METHODS", dict(METHODS))
+    monkeypatch.setattr(explainer, "METHODS", dict(METHODS))
     monkeypatch.setitem(sys.modules, "typed", ModuleType("typed"))  # no file, as in a notebook
-    names = {"__name__": "typed", "METHODS": explain.METHODS, "Method": Method, "np": np}
-    exec("from __future__ import annotations\n" + code, names | {name: getattr(gradients, name) for name in USED})
+    names = {"__name__": "typed", "METHODS": explainer.METHODS, "Method": Method, "np": np}
+    exec(
+        "from __future__ import annotations\n" + code,
+        names | {name: getattr(integrated_gradients, name) for name in USED},
+    )
     assert len(book.tables(["attribution_patching"])["word_scores"]) == len(book.tables(["ablation"])["word_scores"])
     model, case = book.models["base"], book.case("base", "capital")
-    objective = gradients.Objective(model, case, book.target("base", "capital"))
-    step, small = objective.inputs - gradients.baseline_rows(model, case, book.study.baseline, True)[0], 0.03
+    objective = integrated_gradients.Objective(model, case, book.target("base", "capital"))
+    step, small = objective.inputs - integrated_gradients.baseline_rows(model, case, book.study.baseline, True)[0], 0.03
     ways = small * torch.eye(len(step))[1:, :, None] * step  # one position at a time
     change = objective.values(objective.inputs + ways) - objective.values(objective.inputs - ways)
     scores = book.attribute("base", "capital", "attribution_patching").scores[1:]

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tests.tiny import tiny_case, tiny_loaded
-from xai_utils.baselines import baseline_rows
-from xai_utils.faithfulness import Deletion, faithfulness, percentile
-from xai_utils.perturbation import ablation
-from xai_utils.rows import word_rows
-from xai_utils.sampling import shapley
-from xai_utils.study import UserError
-from xai_utils.target import Objective
-from xai_utils.text import units
+from xai_utils.attribution.absence import baseline_rows
+from xai_utils.attribution.perturbation import ablation
+from xai_utils.attribution.shapley import shapley
+from xai_utils.attribution.tables import word_rows
+from xai_utils.attribution.target import Objective
+from xai_utils.evaluation.faithfulness import Deletion, faithfulness, percentile
+from xai_utils.study.config import UserError
+from xai_utils.text.cases import units
 
 FOUR = "The capital of France"
 TEN = "The cat sat on the mat, and dogs ran"
@@ -87,7 +87,7 @@ def test_sampled_orders_estimate_the_exact_ones(monkeypatch):
     model = tiny_loaded()
     case, target = tiny_case(model, "The capital of France is Paris")
     exact = Deletion(model, case, target).random
-    monkeypatch.setattr("xai_utils.faithfulness.ENUMERATED", 3)
+    monkeypatch.setattr("xai_utils.evaluation.faithfulness.ENUMERATED", 3)
     test = Deletion(model, case, target, orders=400)
     assert not test.exact and len(test.random) == 400
     assert test.random.mean() == pytest.approx(exact.mean(), abs=4 * exact.std() / 20)

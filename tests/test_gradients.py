@@ -7,11 +7,11 @@ import torch
 
 from tests.test_path import case_of
 from tests.tiny import tiny_loaded
-from xai_utils import gradients
-from xai_utils.baselines import BASELINES, baseline_rows, shared_mean
-from xai_utils.memory import positions
-from xai_utils.study import UserError
-from xai_utils.target import Objective, make_target
+from xai_utils.attribution import integrated_gradients
+from xai_utils.attribution.absence import BASELINES, baseline_rows, shared_mean
+from xai_utils.attribution.target import Objective, make_target
+from xai_utils.models.memory import positions
+from xai_utils.study.config import UserError
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def case(model):
 
 def test_fixed_steps_equal_captum(model, case):
     target = make_target(model, case)
-    found = gradients.fixed_steps(model, case, target)
+    found = integrated_gradients.fixed_steps(model, case, target)
     objective = Objective(model, case, target)
     direct, delta = captum.attr.IntegratedGradients(objective).attribute(
         objective.inputs[None],
@@ -45,8 +45,8 @@ def test_fixed_steps_equal_captum(model, case):
 @pytest.mark.parametrize("baseline", [name for name in BASELINES if name != "sampled"])
 def test_certified_equals_fixed_on_a_smooth_path(model, case, baseline):
     target = make_target(model, case)
-    certified = gradients.integrated_gradients(model, case, target, baseline=baseline, tolerance=0.001)
-    fixed = gradients.fixed_steps(model, case, target, baseline=baseline, keep_sink=True, steps=400)
+    certified = integrated_gradients.integrated_gradients(model, case, target, baseline=baseline, tolerance=0.001)
+    fixed = integrated_gradients.fixed_steps(model, case, target, baseline=baseline, keep_sink=True, steps=400)
     assert certified.certified
     scale = certified.certificate.scale
     assert np.nanmax(np.abs(certified.scores - fixed.scores)) <= 0.002 * scale
@@ -57,8 +57,8 @@ def test_certified_equals_fixed_on_a_smooth_path(model, case, baseline):
 
 def test_kept_position_is_not_explained_and_not_zero(model, case):
     target = make_target(model, case)
-    kept = gradients.integrated_gradients(model, case, target)
-    moved = gradients.integrated_gradients(model, case, target, keep_sink=False)
+    kept = integrated_gradients.integrated_gradients(model, case, target)
+    moved = integrated_gradients.integrated_gradients(model, case, target, keep_sink=False)
     assert np.isnan(kept.scores[0])
     assert np.isnan(kept.word_scores[0])
     assert not np.isnan(kept.scores[1:]).any()
@@ -67,25 +67,27 @@ def test_kept_position_is_not_explained_and_not_zero(model, case):
 
 def test_words_conserve_the_sum(model):
     case = case_of("Сколько планет в Солнечной системе?", " Восемь.", model)
-    found = gradients.integrated_gradients(model, case, make_target(model, case))
+    found = integrated_gradients.integrated_gradients(model, case, make_target(model, case))
     assert len(found.word_scores) < len(found.scores)
     assert np.nansum(found.word_scores) == pytest.approx(np.nansum(found.scores), abs=1e-9)
 
 
-@pytest.mark.parametrize("method", [gradients.integrated_gradients, gradients.fixed_steps])
+@pytest.mark.parametrize("method", [integrated_gradients.integrated_gradients, integrated_gradients.fixed_steps])
 def test_what_stands_in_front_of_the_text_is_kept_out_of_the_passes(method, monkeypatch):
     """A path that leaves a long beginning alone runs through the model's layers without it, to the same scores."""
     model = tiny_loaded("llama")
     case = case_of("The capital of France is", " Paris.", model)
     kept = len(case.tokens) // 2
-    monkeypatch.setattr("xai_utils.baselines.moved", lambda case, keep_sink: torch.arange(len(case.tokens)) >= kept)
+    monkeypatch.setattr(
+        "xai_utils.attribution.absence.moved", lambda case, keep_sink: torch.arange(len(case.tokens)) >= kept
+    )
     target = make_target(model, case)
     assert Objective(model, case, target).reuses_prefix and positions(model)  # tried and measured once a model
     lengths = []
     hook = model.model.model.layers[0].register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
     found = method(model, case, target, keep_sink=True)
     short, lengths[:] = lengths[:], []
-    monkeypatch.setattr("xai_utils.target.WORTH", 2)
+    monkeypatch.setattr("xai_utils.attribution.target.WORTH", 2)
     whole = method(model, case, target, keep_sink=True)
     hook.remove()
     length = len(case.tokens) + len(target.ids) - 1
@@ -96,7 +98,7 @@ def test_what_stands_in_front_of_the_text_is_kept_out_of_the_passes(method, monk
 
 def test_input_x_gradient_by_hand(model, case):
     target = make_target(model, case)
-    found = gradients.input_x_gradient(model, case, target)
+    found = integrated_gradients.input_x_gradient(model, case, target)
     objective = Objective(model, case, target)
     _, gradient = objective.values_and_gradients(objective.inputs[None])
     assert np.allclose(found.scores[1:], (gradient[0] * objective.inputs).sum(-1).numpy()[1:], rtol=1e-5, atol=1e-6)
@@ -104,11 +106,13 @@ def test_input_x_gradient_by_hand(model, case):
 
 def test_expected_gradients_is_the_mean_over_its_baselines(model, case):
     target = make_target(model, case)
-    sampled = gradients.expected_gradients(model, case, target, budget=4000, tolerance=0.02)
-    exact = gradients.integrated_gradients(model, case, target, baseline="sampled", sequences=64, budget=64000)
+    sampled = integrated_gradients.expected_gradients(model, case, target, budget=4000, tolerance=0.02)
+    exact = integrated_gradients.integrated_gradients(
+        model, case, target, baseline="sampled", sequences=64, budget=64000
+    )
     assert (np.abs(sampled.scores - exact.scores)[1:] <= 4 * sampled.errors[1:]).all()
     state = np.random.get_state()[1].copy()
-    again = gradients.expected_gradients(model, case, target, budget=4000, tolerance=0.02)
+    again = integrated_gradients.expected_gradients(model, case, target, budget=4000, tolerance=0.02)
     assert np.array_equal(sampled.scores[1:], again.scores[1:])
     assert np.array_equal(state, np.random.get_state()[1])
 
@@ -116,11 +120,11 @@ def test_expected_gradients_is_the_mean_over_its_baselines(model, case):
 def test_less_memory_changes_no_draw(model, case, monkeypatch):
     """Passes of one sequence give the scores of passes of a hundred, sampled ones too."""
     target = make_target(model, case)
-    whole = gradients.expected_gradients(model, case, target)
-    monkeypatch.setattr("xai_utils.target.positions", lambda model: 1)
+    whole = integrated_gradients.expected_gradients(model, case, target)
+    monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: 1)
     longest = []
     hook = model.model.model.layers[0].register_forward_pre_hook(lambda _, given: longest.append(len(given[0])))
-    small = gradients.expected_gradients(model, case, target)
+    small = integrated_gradients.expected_gradients(model, case, target)
     hook.remove()
     assert max(longest) == 1
     assert np.allclose(small.scores, whole.scores, atol=1e-5, equal_nan=True)
@@ -129,7 +133,7 @@ def test_less_memory_changes_no_draw(model, case, monkeypatch):
 
 def test_sampled_baseline_pools_its_draws(model, case):
     target = make_target(model, case)
-    pooled = gradients.integrated_gradients(model, case, target, baseline="sampled", sequences=3)
+    pooled = integrated_gradients.integrated_gradients(model, case, target, baseline="sampled", sequences=3)
     objective = Objective(model, case, target)
     starts = baseline_rows(model, case, "sampled", True, 0, 3)
     rise = float((objective.values(objective.inputs[None]) - objective.values(starts)).mean())
@@ -148,8 +152,8 @@ def test_shared_mean_is_one_vector_for_a_pair():
 def test_unknown_baseline_and_equal_input_are_said(model, case):
     target = make_target(model, case)
     with pytest.raises(UserError, match="did you mean 'mean'"):
-        gradients.integrated_gradients(model, case, target, baseline="meen")
+        integrated_gradients.integrated_gradients(model, case, target, baseline="meen")
     single = case_of("a", " is Paris.", model)
     alone = single.__class__(**{**vars(single), "tokens": single.tokens[:1]})
     with pytest.raises(UserError, match="nothing to explain"):
-        gradients.integrated_gradients(model, alone, make_target(model, alone))
+        integrated_gradients.integrated_gradients(model, alone, make_target(model, alone))

@@ -10,10 +10,10 @@ from test_attention import case_of, random_causal
 from tiny import VOCABULARY, tiny_loaded, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from xai_utils.attention import head_table, statistics, stream, uniform
-from xai_utils.heads import GROUPS, group_heads, induction, probe_ids
-from xai_utils.models import LoadedModel
-from xai_utils.study import ModelEntry, UserError
+from xai_utils.attention.heads import GROUPS, group_heads, induction, probe_ids
+from xai_utils.attention.layers import head_table, statistics, stream, uniform
+from xai_utils.models.loading import LoadedModel
+from xai_utils.study.config import ModelEntry, UserError
 
 CODE = 64  # numbers in a token's random code of +-1
 TURNING = 24  # rotary pairs that turn fast enough to tell positions apart; the others carry codes unturned

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.tiny import tiny_case, tiny_loaded
-from xai_utils import gradients, jobs, perturbation
-from xai_utils.study import UserError
+from xai_utils.attribution import integrated_gradients, perturbation
+from xai_utils.study import jobs
+from xai_utils.study.config import UserError
 
 
 @pytest.fixture(scope="module")
@@ -16,15 +17,15 @@ def model():
 
 
 def test_code_version_follows_imports():
-    before = jobs.code_version("xai_utils.gradients")
+    before = jobs.code_version("xai_utils.attribution.integrated_gradients")
     jobs.code_version.cache_clear()
-    assert jobs.code_version("xai_utils.gradients") == before
-    assert jobs.code_version("xai_utils.text") != before
+    assert jobs.code_version("xai_utils.attribution.integrated_gradients") == before
+    assert jobs.code_version("xai_utils.text.cases") != before
 
 
 def test_an_attribution_comes_back_from_its_text_as_it_was(model):
     case, target = tiny_case(model, "The capital of France is")
-    found = gradients.integrated_gradients(model, case, target, budget=60, tolerance=1.0)
+    found = integrated_gradients.integrated_gradients(model, case, target, budget=60, tolerance=1.0)
     back = jobs.from_json(jobs.to_json(found))
     for field in dataclasses.fields(found):
         one, other = getattr(found, field.name), getattr(back, field.name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_loaded
-from xai_utils import memory
+from xai_utils.models import memory
 
 
 class Linear(torch.nn.Module):

@@ -7,9 +7,9 @@ from safetensors.torch import load_file, save_file
 from tiny import ARCHITECTURES, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
 
-from xai_utils import models
-from xai_utils.models import LoadedModel, content_hash, load
-from xai_utils.study import ModelEntry, UserError
+from xai_utils.models import loading
+from xai_utils.models.loading import LoadedModel, content_hash, load
+from xai_utils.study.config import ModelEntry, UserError
 
 IDS = torch.tensor([[0, 70, 300, 5, 411, 2, 70]])
 
@@ -204,9 +204,9 @@ def test_logits_that_overflow(copy: Path) -> None:
 def test_layers_spread_over_devices_compute_the_same(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = load(entry(llama))
     given = []
-    read = models.AutoModelForCausalLM.from_pretrained
+    read = loading.AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(
-        models.AutoModelForCausalLM, "from_pretrained", lambda *args, **keys: given.append(keys) or read(*args, **keys)
+        loading.AutoModelForCausalLM, "from_pretrained", lambda *args, **keys: given.append(keys) or read(*args, **keys)
     )
     spread = load(entry(llama, device_map="auto"))
     assert given[0]["device_map"] == "auto" and spread.revision == plain.revision and spread.device.type == "cpu"
@@ -216,7 +216,7 @@ def test_layers_spread_over_devices_compute_the_same(llama: Path, monkeypatch: p
 
 
 def test_quantisation_without_its_library_is_one_line(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     refused("m: quantization: 8bit needs bitsandbytes, which is not installed; pip install", llama, quantization="8bit")
 
 
@@ -241,12 +241,12 @@ def test_devices(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_is_cuda_where_there_is_one_and_never_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert models._device("auto").type == "cpu" and models._device("mps").type == "mps"
+    assert loading._device("auto").type == "cpu" and loading._device("mps").type == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert models._device("auto").type == "cuda" and models._device("cuda:1").index == 1
+    assert loading._device("auto").type == "cuda" and loading._device("cuda:1").index == 1
     with pytest.raises(UserError, match="cuda:2 is not there; this machine has cpu, cuda:0, cuda:1"):
-        models._device("cuda:2")
+        loading._device("cuda:2")
 
 
 def test_names_that_mean_nothing(tmp_path: Path, llama: Path) -> None:

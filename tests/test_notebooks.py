@@ -12,9 +12,9 @@ import nbformat
 import pytest
 import torch
 
-from xai_utils.results import read_table
-from xai_utils.run import NOTEBOOKS, SEQUENCE, select
-from xai_utils.study import ROOT, load_study
+from xai_utils.study.config import ROOT, load_study
+from xai_utils.study.results import read_table
+from xai_utils.study.run import NOTEBOOKS, SEQUENCE, select
 
 COMMITTED = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 KEYS = ["study", "text", "model", "role"]

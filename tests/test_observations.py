@@ -11,10 +11,10 @@ import pytest
 from scipy.stats import spearmanr
 from synthetic import measured, refreshed
 
-from xai_utils import limits, observed_methods
-from xai_utils import observations as say
-from xai_utils.formats import method_name
-from xai_utils.measured import Measured
+from report import limits, observed_methods
+from report import observations as say
+from report.formats import method_name
+from xai_utils.study.tables import Measured
 
 PAIR = ("base", "ru-ts")
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.tiny import tiny_loaded
-from xai_utils.baselines import baseline_rows
-from xai_utils.path import FIRST_ROUND, SMOOTH, _interlace, _Path, _rule, _smooth_pieces, integrate
-from xai_utils.study import Study, TextEntry, UserError
-from xai_utils.target import Objective, make_target
-from xai_utils.text import prepare
+from xai_utils.attribution.absence import baseline_rows
+from xai_utils.attribution.path import FIRST_ROUND, SMOOTH, _interlace, _Path, _rule, _smooth_pieces, integrate
+from xai_utils.attribution.target import Objective, make_target
+from xai_utils.study.config import Study, TextEntry, UserError
+from xai_utils.text.cases import prepare
 
 
 class Polynomial:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tests.tiny import tiny_case, tiny_loaded
-from xai_utils.baselines import baseline_rows
-from xai_utils.perturbation import (
+from xai_utils.attribution.absence import baseline_rows
+from xai_utils.attribution.perturbation import (
     ablation,
     deviation_with_error,
     dose_response,
@@ -14,9 +14,9 @@ from xai_utils.perturbation import (
     sensitivity,
     sensitivity_mean,
 )
-from xai_utils.study import UserError
-from xai_utils.target import Objective
-from xai_utils.text import units
+from xai_utils.attribution.target import Objective
+from xai_utils.study.config import UserError
+from xai_utils.text.cases import units
 
 TEXT = "The capital of France"  # a word of one token, and words of several
 
@@ -101,7 +101,7 @@ def test_batches_do_not_change_the_noise(monkeypatch):
     model = tiny_loaded()
     case, target = tiny_case(model, TEXT)
     whole = sensitivity(model, case, target, draws=6)
-    monkeypatch.setattr("xai_utils.target.positions", lambda model: 20)
+    monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: 20)
     pieces = sensitivity(model, case, target, draws=6)
     assert pieces.scores[1:] == pytest.approx(whole.scores[1:], abs=1e-5)
 

@@ -8,11 +8,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_attention import case_of, random_causal
 from tiny import tiny_loaded
 
-from xai_utils import plots, plots_attention
-from xai_utils.attention import head_table, statistics
-from xai_utils.attention_words import attention_change, most_changed, word_attention
-from xai_utils.heads import group_heads
-from xai_utils.rollout import drift
+from xai_utils.attention.heads import group_heads
+from xai_utils.attention.layers import head_table, statistics
+from xai_utils.attention.rollout import drift
+from xai_utils.attention.words import attention_change, most_changed, word_attention
+from xai_utils.plots import heatmaps, style
 
 TEXT = "Сколько планет в Солнечной системе?"
 
@@ -20,7 +20,7 @@ TEXT = "Сколько планет в Солнечной системе?"
 def texts_inside(fig):
     """All visible texts; asserts that each lies within the figure."""
     canvas = FigureCanvasAgg(fig)
-    with plots.style():
+    with style.style():
         canvas.draw()
     renderer, found = canvas.get_renderer(), []
     beyond = set()  # ticks outside an axis' range have labels that are not drawn
@@ -45,15 +45,13 @@ def images(fig):
 @pytest.mark.parametrize("labels", [["a", "b", "c"], ["<|endoftext|>", "$x$", "длинное·слово" * 5] * 9, list("x" * 64)])
 def test_a_heads_map_shows_its_weights_and_all_its_labels(labels):
     weights = random_causal(len(labels)).numpy()
-    fig = plots_attention.heatmap(
-        weights, labels, "base: layer 0, head 0, on a text with a title that is rather long $1$"
-    )
+    fig = heatmaps.heatmap(weights, labels, "base: layer 0, head 0, on a text with a title that is rather long $1$")
     drawn = images(fig)[0]
     assert drawn.mask.sum() == len(labels) * (len(labels) - 1) / 2
     np.testing.assert_allclose(drawn.filled(0), weights, atol=1e-7)
     shown = texts_inside(fig)
     if len(labels) <= 27:
-        assert shown.count(plots.readable(labels[0], plots_attention.LABEL)) == 2 * labels.count(labels[0])
+        assert shown.count(style.readable(labels[0], heatmaps.LABEL)) == 2 * labels.count(labels[0])
     assert {"key: looked at", "query: looks", "attention"} <= set(shown)
 
 
@@ -62,7 +60,7 @@ def test_every_head_stands_in_its_row_and_column():
     table = pd.DataFrame(
         [{"layer": i, "head": j, "group": "sink" if j else "induction"} for i in range(3) for j in range(5)]
     )
-    fig = plots_attention.all_heads(maps, "All heads", table)
+    fig = heatmaps.all_heads(maps, "All heads", table)
     shown = texts_inside(fig)
     (axes,) = fig.axes
     assert len(axes.get_images()) == 15
@@ -77,9 +75,9 @@ def test_every_head_stands_in_its_row_and_column():
 
 @pytest.mark.parametrize(("layers", "heads", "size"), [(30, 9, 26), (16, 32, 14), (2, 4, 64)])
 def test_maps_of_all_heads_have_whole_pixels(layers, heads, size):
-    fig = plots_attention.all_heads(np.tile(random_causal(size).numpy(), (layers, heads, 1, 1)), "All heads")
+    fig = heatmaps.all_heads(np.tile(random_causal(size).numpy(), (layers, heads, 1, 1)), "All heads")
     texts_inside(fig)
-    fig.set_dpi(plots.STYLE["savefig.dpi"])
+    fig.set_dpi(style.STYLE["savefig.dpi"])
     left, _, width, height = fig.axes[0].get_window_extent().bounds
     (x0, x1), (y0, y1) = fig.axes[0].get_xlim(), fig.axes[0].get_ylim()
     across, down = width / (x1 - x0), height / (y0 - y1)  # pixels a token
@@ -91,9 +89,9 @@ def test_maps_by_layer_and_head_show_means_over_texts():
     for seed in (0, 1):
         numbers = {name: value.numpy() for name, value in statistics(random_causal(6, 9, seed=seed)).items()}
         rows.append(pd.DataFrame({"model": "m", "layer": [0, 0, 0, 1, 1, 1], "head": [0, 1, 2] * 2, **numbers}))
-    fig = plots_attention.head_maps(pd.concat(rows), title="What heads do")
+    fig = heatmaps.head_maps(pd.concat(rows), title="What heads do")
     shown = texts_inside(fig)
-    assert set(plots_attention.NAMES.values()) <= set(shown)
+    assert set(heatmaps.NAMES.values()) <= set(shown)
     expected = (rows[0]["sink"] + rows[1]["sink"]).to_numpy().reshape(2, 3) / 2
     np.testing.assert_allclose(images(fig)[1], expected, rtol=1e-6)
 
@@ -102,7 +100,7 @@ def test_maps_of_two_models_have_one_scale():
     table = pd.DataFrame({"model": ["a", "a", "b"], "layer": 0, "head": [0, 1, 0], "entropy": [1.0, 0.5, 2.0]})
     own = table[table["model"] == "a"]
     for among, top in ((None, 1.0), (table, 2.0)):
-        fig = plots_attention.head_maps(own, {"entropy": "entropy (nats)"}, among=among)
+        fig = heatmaps.head_maps(own, {"entropy": "entropy (nats)"}, among=among)
         assert fig.axes[0].images[0].norm.vmax == top
 
 
@@ -110,7 +108,7 @@ def test_a_statistic_that_is_not_known_is_grey_and_no_error():
     table = pd.DataFrame(
         {"model": "m", "layer": [0, 0], "head": [0, 1], "norm_sink": [np.nan, np.nan], "sink": [0.5, 0.25]}
     )
-    fig = plots_attention.head_maps(table, {"sink": "weight", "norm_sink": "moved"})
+    fig = heatmaps.head_maps(table, {"sink": "weight", "norm_sink": "moved"})
     texts_inside(fig)
     assert images(fig)[1].mask.all()
 
@@ -119,7 +117,7 @@ def test_examples_of_groups_have_a_map_each():
     examples = {
         f"sink: layer {i}, head 0": (random_causal(n).numpy(), ["токен"] * n) for i, n in enumerate((5, 51, 26))
     }
-    fig = plots_attention.group_examples(examples, "One head of each group")
+    fig = heatmaps.group_examples(examples, "One head of each group")
     shown = texts_inside(fig)
     assert [drawn.shape[0] for drawn in images(fig)[:3]] == [5, 51, 26] and set(examples) <= set(shown)
 
@@ -128,7 +126,7 @@ def test_rollout_has_a_line_a_model_and_one_of_uniform_attention():
     tables = [
         drift(model, case_of(model)) for model in (tiny_loaded("llama"), tiny_loaded("llama", seed=1, label="other_1"))
     ]
-    fig = plots_attention.rollout_drift(pd.concat(tables), "Rollout")
+    fig = heatmaps.rollout_drift(pd.concat(tables), "Rollout")
     shown = texts_inside(fig)
     lines = fig.axes[0].get_lines()
     columns = [table[column] for table in tables for column in ("rollout", "rollout_uniform")]
@@ -147,7 +145,7 @@ def changed_pair(text=TEXT):
 def test_change_is_mapped_beside_its_floor_with_a_dot_where_it_is_beyond():
     *_, change = changed_pair()
     change.loc[:, "beyond_floor"] = [True] + [False] * 7
-    fig = plots_attention.divergence_map(change, "What changed")
+    fig = heatmaps.divergence_map(change, "What changed")
     texts_inside(fig)
     for drawn, column in zip(images(fig), ("divergence", "shared", "floor"), strict=False):
         np.testing.assert_allclose(drawn.ravel(), change[column])
@@ -157,7 +155,7 @@ def test_change_is_mapped_beside_its_floor_with_a_dot_where_it_is_beyond():
 
 def test_change_without_a_floor_is_one_map():
     base, other, _ = changed_pair()
-    fig = plots_attention.divergence_map(attention_change(base, other), "What changed")
+    fig = heatmaps.divergence_map(attention_change(base, other), "What changed")
     assert texts_inside(fig).count("models, all words (nats)") == 1 and len(images(fig)) == 1
 
 
@@ -165,7 +163,7 @@ def test_change_without_a_floor_is_one_map():
 def test_changed_heads_are_drawn_word_by_word(text):
     base, other, change = changed_pair(text)
     top = most_changed(change, 3)
-    fig = plots_attention.changed_heads(base, other, top, "The heads that changed most")
+    fig = heatmaps.changed_heads(base, other, top, "The heads that changed most")
     shown = texts_inside(fig)
     panels = [axes.get_images()[0].get_array() for axes in fig.axes[:9]]
     layer, head = int(top.iloc[1]["layer"]), int(top.iloc[1]["head"])
@@ -180,6 +178,6 @@ def test_real_groups_fit_the_picture():
     model = tiny_loaded("llama")
     table = head_table(model, case_of(model))
     groups = group_heads(table, np.zeros((2, 4)))
-    fig = plots_attention.all_heads(torch.rand(2, 4, 6, 6).numpy(), "All", groups)
-    letters = [plots_attention.LETTERS[group] for group in groups["group"]]
+    fig = heatmaps.all_heads(torch.rand(2, 4, 6, 6).numpy(), "All", groups)
+    letters = [heatmaps.LETTERS[group] for group in groups["group"]]
     assert sorted(text for text in texts_inside(fig) if text in "SPLBI") == sorted(letters)

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tests.tiny import tiny_case, tiny_loaded
-from xai_utils.baselines import baseline_rows
-from xai_utils.presence import Presence, all_subsets, branching, draw_error, evaluate, players
-from xai_utils.study import UserError
-from xai_utils.target import Objective
-from xai_utils.text import units
+from xai_utils.attribution.absence import baseline_rows
+from xai_utils.attribution.masking import Presence, all_subsets, branching, draw_error, evaluate, players
+from xai_utils.attribution.target import Objective
+from xai_utils.study.config import UserError
+from xai_utils.text.cases import units
 
 TEXT = "Столица Франции - Париж"
 
@@ -73,7 +73,7 @@ def test_another_model_shares_nothing():
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gemma2", "gemma3"])
 @pytest.mark.filterwarnings("ignore:.*cannot be continued")
 def test_batches_and_kept_prefixes_change_nothing(architecture, monkeypatch):
-    monkeypatch.setattr("xai_utils.target.positions", lambda model: 60)
+    monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: 60)
     model = tiny_loaded(architecture)
     case, target = tiny_case(model, TEXT)
     objective = Objective(model, case, target)
@@ -125,7 +125,7 @@ def positions_passed(model, work):
 
 @pytest.mark.parametrize(("subsets", "share"), [(all_subsets(8), 0.55), (1 - np.eye(8), 0.8)])
 def test_beginnings_are_computed_once(subsets, share, monkeypatch):
-    monkeypatch.setattr("xai_utils.target.positions", lambda model: 26)
+    monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: 26)
     model = tiny_loaded()
     case, target = tiny_case(model, "The capital of France is a garden.")
     presence = Presence(model, case, target)

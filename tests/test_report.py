@@ -14,11 +14,12 @@ import pytest
 from synthetic import measured, refreshed, study
 from test_observations import changed
 
-from xai_utils import claims, limits, observations, observed_methods, report, results
-from xai_utils.measured import Measured
-from xai_utils.plots import figure, save
-from xai_utils.sentences import Sentence
-from xai_utils.study import UserError
+from report import build, claims, limits, observations, observed_methods
+from report.sentences import Sentence
+from xai_utils.plots.style import figure, save
+from xai_utils.study import results
+from xai_utils.study.config import UserError
+from xai_utils.study.tables import Measured
 
 TRIPLE = ("base", "ru-ts", "shuffled")
 FIXED = {
@@ -78,7 +79,7 @@ def said(found: Measured) -> dict[str, Sentence]:
     every |= {f"limit {number}": sentence for number, sentence in enumerate(limits.limits(found))}
     for claim, verdict in zip(claims.CLAIMS, claims.verdicts(found), strict=True):
         every |= {f"claim {claim.__name__}": verdict.claim, f"because {claim.__name__}": verdict.because}
-    every |= {"title": report.title(found), "headline": report.headline(found)}
+    every |= {"title": build.title(found), "headline": build.headline(found)}
     return {name: sentence for name, sentence in every.items() if sentence is not None}
 
 
@@ -112,7 +113,7 @@ def test_no_sentence_has_a_number_of_its_own(found, pushed):
 
 
 def test_the_template_has_no_number_of_its_own():
-    text = (report.TEMPLATES / "index.md.j2").read_text(encoding="utf-8")
+    text = (build.TEMPLATES / "index.md.j2").read_text(encoding="utf-8")
     text = re.sub(r"\A---.*?---\n", "", text, flags=re.DOTALL)
     assert not re.search(r"\d", re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", text))
     assert not re.search(r"(?<!found)\d", "".join(re.findall(r"\{\{.*?\}\}|\{%.*?%\}", text)))
@@ -132,30 +133,30 @@ def test_every_number_of_a_sentence_follows_a_table(found, pushed):
 
 
 def test_a_changed_table_changes_the_page(found, pushed):
-    figures = report.Figures(Path("nowhere"))
-    pages = [report.render(one, figures) for one in [found, *pushed]]
+    figures = build.Figures(Path("nowhere"))
+    pages = [build.render(one, figures) for one in [found, *pushed]]
     assert len(set(pages)) == len(pages)
-    assert report.render(found, figures) == pages[0]
+    assert build.render(found, figures) == pages[0]
 
 
 def test_settings_are_those_of_the_study_file(found):
     other = refreshed(replace(found, study=study(TRIPLE, tolerance=0.07, steps=33, max_tokens=99)))
-    page = report.render(other, report.Figures(Path("nowhere")))
+    page = build.render(other, build.Figures(Path("nowhere")))
     assert "within 7%" in page and "33 fixed steps" in page and "| max tokens | 99 |" in page
 
 
 def test_what_did_not_converge_is_marked_and_counted(found):
     failed = changed(found, "certificates", lambda table: table.assign(converged=False))
-    page = report.render(failed, report.Figures(Path("nowhere")))
+    page = build.render(failed, build.Figures(Path("nowhere")))
     assert "**18 of 18 certificates of integrated gradients at the mean baseline did not converge**" in page
     assert page.count('"converged": false') == 6 and '"converged": true' not in page
 
 
 @pytest.mark.parametrize("former", [[], ["ru-ts"]])
 def test_long_studies_of_a_former_checkpoint_are_told_apart(found, monkeypatch, former):
-    monkeypatch.setattr(report.evidence, "outdated", lambda tables, study: former)
+    monkeypatch.setattr(build.evidence, "outdated", lambda tables, study: former)
     published = replace(found, study=found.study.model_copy(update={"published": True}))
-    page = report.render(published, report.Figures(Path("nowhere")))
+    page = build.render(published, build.Figures(Path("nowhere")))
     opening, studies = page.split("## The long studies")
     assert ("**Of an earlier checkpoint**: ru-ts had other files" in studies) == bool(former)
     assert ("of the corpus, the models differ" in opening) == ("some of them to the corpus" in opening) == (not former)
@@ -163,7 +164,7 @@ def test_long_studies_of_a_former_checkpoint_are_told_apart(found, monkeypatch, 
 
 
 def test_one_model_says_what_it_cannot_show():
-    page = report.render(measured(("base",)), report.Figures(Path("nowhere")))
+    page = build.render(measured(("base",)), build.Figures(Path("nowhere")))
     assert "What an adaptation changed" in page and "name a second one in the study file" in page
     assert "noise floor; a filled mark" not in page and "it takes two models" in page
 
@@ -174,7 +175,7 @@ def test_markup_is_text(found):
     tables = {name: table.replace({"планет": nasty, "Сколько": nasty}) for name, table in found.tables.items()}
     tables["word_scores"] = tables["word_scores"].assign(word=nasty)
     made = Measured(found.study.model_copy(update={"texts": tuple(entries)}), tables)
-    page = report.render(made, report.Figures(Path("nowhere")))
+    page = build.render(made, build.Figures(Path("nowhere")))
     prose = re.sub(r"```json\n.*?\n```", "", page, flags=re.DOTALL)
     assert "{{" not in page and "<b>" not in prose and "*a*" not in prose.replace("\\*a\\*", "")
     assert not re.search(r"(?<!\\)`", prose) and "$" not in prose
@@ -183,13 +184,13 @@ def test_markup_is_text(found):
 
 
 def test_raw_scores_are_the_table(found):
-    (own, fixed) = report.raw_scores(found, "ru-ts")
+    (own, fixed) = build.raw_scores(found, "ru-ts")
     rows = found.table("attributions").query("model == 'ru-ts' and text == 'planets'")
     rows = rows.query("method == 'integrated_gradients' and baseline == 'mean'")
     assert [pair[0] for pair in own["scores"]] == rows["token"].tolist()
     assert own["scores"][0][1] is None and own["scores"][1][1] == pytest.approx(rows["score"].iloc[1], rel=1e-4)
     assert fixed["method"] == "fixed_steps" and fixed["converged"] is False
-    block = report.fenced([own, fixed])
+    block = build.fenced([own, fixed])
     assert json.loads(block.removeprefix("```json").removesuffix("```")) == [own, fixed]
 
 
@@ -207,7 +208,7 @@ def test_build_writes_the_page_its_figures_and_nothing_else_published(written, t
     stale = tmp_path / "made" / "report" / "blog" / "figs" / "stale.png"
     stale.parent.mkdir(parents=True)
     stale.touch()
-    page = report.build(written.study)
+    page = build.build(written.study)
     text = page.read_text(encoding="utf-8")
     assert page == tmp_path / "made" / "report" / "blog" / "index.md"
     assert text.startswith('---\nweight: 1\nbookFlatSection: true\ntitle: "')
@@ -215,17 +216,17 @@ def test_build_writes_the_page_its_figures_and_nothing_else_published(written, t
     assert (
         "![Words \\*differ\\* by &dollar;5 &vert; &lbrace;&lbrace;x&rbrace;&rbrace;](figs/05_words_ru-ts.png)" in text
     )
-    assert report.build(written.study).read_text(encoding="utf-8") == text
+    assert build.build(written.study).read_text(encoding="utf-8") == text
 
 
 def test_build_before_the_notebooks_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setenv("XAI_RUNS", str(tmp_path))
     with pytest.raises(UserError, match="has no table 'tokenization' yet"):
-        report.build(study())
+        build.build(study())
 
 
 def test_the_page_reads_on_its_own(found):
-    page = report.render(found, report.Figures(Path("nowhere")))
+    page = build.render(found, build.Figures(Path("nowhere")))
     headings = re.findall(r"^## (.*)$", page, flags=re.MULTILINE)
     assert headings[0].startswith("What became of the original") and headings[-1] == "Limitations"
     for line in page.split("```")[0::2]:
@@ -234,8 +235,8 @@ def test_the_page_reads_on_its_own(found):
 
 def test_the_finding_stands_in_the_readme(found, tmp_path):
     readme = "# Title\n<!-- finding: x -->\nold\n<!-- /finding -->\nrest\n"
-    made = report.with_finding(readme, found, report.Figures(tmp_path))
+    made = build.with_finding(readme, found, build.Figures(tmp_path))
     assert str(observations.largest_differences(found)) in made and str(observations.real_differences(found)) in made
     assert made.startswith("# Title\n<!-- finding: x -->\n") and made.endswith("<!-- /finding -->\nrest\n")
     assert "old" not in made
-    assert made == report.with_finding(made, found, report.Figures(tmp_path))
+    assert made == build.with_finding(made, found, build.Figures(tmp_path))

@@ -8,10 +8,10 @@ import torch
 from test_attention import case_of
 from tiny import tiny_loaded
 
-from xai_utils import attention as weights_of
-from xai_utils import rollout
-from xai_utils.target import make_target
-from xai_utils.text import word_weights
+from xai_utils.attention import layers as weights_of
+from xai_utils.attention import rollout
+from xai_utils.attribution.target import make_target
+from xai_utils.text.cases import word_weights
 
 
 def test_rollout_is_the_sum_over_all_paths():

@@ -14,13 +14,13 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
-from xai_utils import execute as executing
-from xai_utils import results
 from xai_utils.__main__ import app
-from xai_utils.execute import Job, execute
-from xai_utils.explain import METHODS
-from xai_utils.run import locked, not_converged, parse_settings, plan, run, select, typed
-from xai_utils.study import ROOT, UserError, load_study
+from xai_utils.study import execute as executing
+from xai_utils.study import results
+from xai_utils.study.config import ROOT, UserError, load_study
+from xai_utils.study.execute import Job, execute
+from xai_utils.study.explainer import METHODS
+from xai_utils.study.run import locked, not_converged, parse_settings, plan, run, select, typed
 
 PARAMETERS = 'study = "studies/default.yaml"\ncode = "a"\nlayer = 0\nwidgets = False\nsigma = 0.1\nheads = [0, 1]'
 
@@ -216,7 +216,7 @@ def test_cells_are_counted_without_the_injected_one(book, tmp_path):
 
 
 def test_a_users_error_inside_a_cell_is_said_as_it_is(book, tmp_path, capfd):
-    path = book("02_b", "from xai_utils.study import load_study\nload_study('studies/smal.yaml')")
+    path = book("02_b", "from xai_utils.study.config import load_study\nload_study('studies/smal.yaml')")
     message = error_of(Job(path, tmp_path / "out.ipynb"))
     expected = "studies/smal.yaml: no such study file; did you mean 'studies/small.yaml'?"
     assert message == f"02_b.ipynb, cell 2: {expected}"

@@ -8,9 +8,9 @@ import torch
 from captum.attr import ShapleyValues
 
 from tests.tiny import tiny_case, tiny_loaded
-from xai_utils.perturbation import ablation
-from xai_utils.presence import Presence, all_subsets
-from xai_utils.sampling import (
+from xai_utils.attribution.masking import Presence, all_subsets
+from xai_utils.attribution.perturbation import ablation
+from xai_utils.attribution.shapley import (
     _lime_draw,
     _lime_frequency,
     exact_shapley,
@@ -20,8 +20,8 @@ from xai_utils.sampling import (
     occlusion,
     shapley,
 )
-from xai_utils.study import UserError
-from xai_utils.text import units
+from xai_utils.study.config import UserError
+from xai_utils.text.cases import units
 
 EIGHT = "The capital of France is a garden."
 TEN = "The cat sat on the mat, and dogs ran"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from xai_utils.sharing import Claims
-from xai_utils.study import UserError
+from xai_utils.study.config import UserError
+from xai_utils.study.sharing import Claims
 
 HOLDER = """
-import sys, time; from pathlib import Path; from xai_utils.sharing import Claims
+import sys, time; from pathlib import Path; from xai_utils.study.sharing import Claims
 claims = Claims()
 assert claims.take(Path(sys.argv[1]))
 print("held", flush=True)
@@ -76,7 +76,7 @@ FILLER = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-import xai_utils.explain as explain
+import xai_utils.study.explainer as explain
 log = Path(sys.argv[1]) / sys.argv[2]
 def computed(jobs, models):
     for job in jobs:

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xai_utils.study import ROOT, ModelEntry, Study, TextEntry, UserError, load_study, locate, nearest, text_problem
+from xai_utils.study.config import (
+    ROOT,
+    ModelEntry,
+    Study,
+    TextEntry,
+    UserError,
+    load_study,
+    locate,
+    nearest,
+    text_problem,
+)
 
 MODEL = "models: [{label: base, model: smollm2-135m-instruct}]\n"
 TEXT = 'texts: [{id: a, text: "The capital of France is"}]\n'

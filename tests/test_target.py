@@ -5,9 +5,9 @@ import torch
 from captum.attr import IntegratedGradients
 
 from tests.tiny import tiny_loaded
-from xai_utils.study import Study, TextEntry, UserError
-from xai_utils.target import UNITS, Objective, make_target, next_token
-from xai_utils.text import pad, prepare
+from xai_utils.attribution.target import UNITS, Objective, make_target, next_token
+from xai_utils.study.config import Study, TextEntry, UserError
+from xai_utils.text.cases import pad, prepare
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gemma2"]
 TEXT = "The capital of France is"
@@ -122,7 +122,7 @@ def test_chunks_of_a_batch_give_what_each_row_gives(kind, monkeypatch):
     objective = Objective(model, case, make_target(model, case, kind))
     rows = objective.inputs + 0.1 * torch.randn(7, *objective.inputs.shape, generator=torch.Generator().manual_seed(1))
     alone = torch.stack([objective(row[None])[0] for row in rows])
-    monkeypatch.setattr("xai_utils.target.positions", lambda model: 3 * (len(case.tokens) + 8))
+    monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: 3 * (len(case.tokens) + 8))
     assert 1 < objective.batch < 7
     assert torch.allclose(objective.values(rows), alone, rtol=1e-4, atol=1e-4)
     assert torch.allclose(objective.values_and_gradients(rows)[0], alone, rtol=1e-4, atol=1e-4)

@@ -12,9 +12,9 @@ from tokenizers.models import BPE, Unigram, WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import CORPUS, tiny_loaded, tiny_tokenizer
-from xai_utils.models import LoadedModel
-from xai_utils.study import Study, TextEntry, UserError
-from xai_utils.text import Case, Token, continuation_ids, normalise, pad, prepare, units, word_weights, words
+from xai_utils.models.loading import LoadedModel
+from xai_utils.study.config import Study, TextEntry, UserError
+from xai_utils.text.cases import Case, Token, continuation_ids, normalise, pad, prepare, units, word_weights, words
 
 TINY = tiny_loaded("llama")
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.tiny import tiny_case, tiny_loaded
-from xai_utils import threads
-from xai_utils.sharing import SHARED
-from xai_utils.target import Objective
-from xai_utils.threads import in_passes
-from xai_utils.watch import Stopped, Watch
+from xai_utils.attribution.target import Objective
+from xai_utils.models import threads
+from xai_utils.models.threads import in_passes
+from xai_utils.models.watch import Stopped, Watch
+from xai_utils.study.sharing import SHARED
 
 
 @pytest.fixture

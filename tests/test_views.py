@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from test_plots_attention import texts_inside
 
-from xai_utils import views
-from xai_utils.compare import differences
-from xai_utils.study import TextEntry, UserError
+from xai_utils.evaluation.statistics import differences
+from xai_utils.study.config import TextEntry, UserError
+from xai_utils.widgets import views
 
 TEXT, ANSWER = "The cat sat on the mat", " and the dog."
 MARKUP = "<b>cat</b> costs $x$ and $y_1$ {{ z }}"

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.tiny import tiny_case, tiny_loaded, tiny_model
-from xai_utils.gradients import integrated_gradients
-from xai_utils.memory import positions
-from xai_utils.target import Objective
-from xai_utils.watch import Stopped, Watch
+from xai_utils.attribution.integrated_gradients import integrated_gradients
+from xai_utils.attribution.target import Objective
+from xai_utils.models.memory import positions
+from xai_utils.models.watch import Stopped, Watch
 
 
 def hooks(model):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from xai_utils import views, widgets
-from xai_utils.study import UserError
-from xai_utils.views import View
+from xai_utils.study.config import UserError
+from xai_utils.widgets import explorers, views
+from xai_utils.widgets.views import View
 
 
 def shown(explorer):
@@ -25,9 +25,9 @@ def values(explorer):
     return {name: control.value for name, control in explorer.controls.items()}
 
 
-@pytest.mark.parametrize("name", list(widgets.EXPLORERS))
+@pytest.mark.parametrize("name", list(explorers.EXPLORERS))
 def test_the_picture_is_the_views(twins, name):
-    explorer = widgets.EXPLORERS[name](twins)
+    explorer = explorers.EXPLORERS[name](twins)
     assert explorer.thread is None  # nothing is computed before it is shown
     explorer.start()
     compute = {"attention": views.head, "comparison": views.comparison}.get(name, views.scores)
@@ -42,7 +42,7 @@ def test_the_picture_is_the_views(twins, name):
 
 
 def test_layer_head_and_rows_change_the_picture(twins):
-    explorer = widgets.attention(twins)
+    explorer = explorers.attention(twins)
     seen = set()
     for name, value in [("layer", 1), ("head", 2), ("by", "word"), ("apart", True), ("weighted", True)]:
         explorer.controls[name].value = value
@@ -53,7 +53,7 @@ def test_layer_head_and_rows_change_the_picture(twins):
 
 
 def test_every_control_has_a_label(twins):
-    for make in widgets.EXPLORERS.values():
+    for make in explorers.EXPLORERS.values():
         explorer = make(twins)
         for control in (*explorer.controls.values(), explorer.explain, explorer.stop):
             assert control.description
@@ -62,20 +62,20 @@ def test_every_control_has_a_label(twins):
 
 
 def test_settings_that_a_method_lacks_are_switched_off(twins, monkeypatch):
-    monkeypatch.setattr(widgets.Explorer, "start", lambda self, _=None: None)
-    controls = widgets.influence(twins).controls
+    monkeypatch.setattr(explorers.Explorer, "start", lambda self, _=None: None)
+    controls = explorers.influence(twins).controls
     off = {}
     for method in ("ablation", "sensitivity", "ablation"):
         controls["method"].value = method
         off[method] = [name for name, control in controls.items() if control.disabled]
     assert off == {"ablation": ["sigma"], "sensitivity": ["baseline"]}
-    controls = widgets.attribution(twins).controls
+    controls = explorers.attribution(twins).controls
     controls["method"].value = "fixed_steps"
     assert controls["baseline"].disabled  # the original's setting is fixed
 
 
 def test_a_user_error_is_a_line_and_takes_the_picture_away(twins):
-    explorer = widgets.influence(twins)
+    explorer = explorers.influence(twins)
     explorer.start()
     assert shown(explorer)
     explorer.controls["text"].value = "  "
@@ -89,7 +89,7 @@ def test_text_is_escaped(twins):
     def refuse(**_):
         raise UserError("<script>alert(1)</script>")
 
-    explorer = widgets.Explorer({"text": ipywidgets.Text(description="Text")}, refuse, twins, 1)
+    explorer = explorers.Explorer({"text": ipywidgets.Text(description="Text")}, refuse, twins, 1)
     explorer.start()
     assert shown(explorer) is None
     assert "&lt;script&gt;" in explorer.line.value
@@ -100,7 +100,7 @@ def test_an_unexpected_error_is_told_too(twins):
     def fail(**_):
         raise ZeroDivisionError("by nothing")
 
-    explorer = widgets.Explorer({}, fail, twins, 1)
+    explorer = explorers.Explorer({}, fail, twins, 1)
     explorer.start()
     assert shown(explorer) is None
     assert "ZeroDivisionError: by nothing" in explorer.line.value
@@ -118,7 +118,7 @@ def endless(twins):
         return View(Figure(), text, text)
 
     control = ipywidgets.Text("endless", description="Text", continuous_update=False)
-    explorer = widgets.Explorer({"text": control}, compute, twins, 10)
+    explorer = explorers.Explorer({"text": control}, compute, twins, 10)
     yield explorer, running
     explorer.cancel()
 
@@ -147,7 +147,7 @@ def test_a_change_takes_the_place_of_what_runs(endless):
 
 
 def test_progress_is_reported(endless, monkeypatch):
-    monkeypatch.setattr(widgets, "REFRESH", 0.0)
+    monkeypatch.setattr(explorers, "REFRESH", 0.0)
     explorer, running = endless
     moved = threading.Event()
     explorer.bar.observe(lambda change: change["new"] > 12 and moved.set(), "value")
@@ -162,21 +162,21 @@ def test_headless_runs_build_no_widget(twins, monkeypatch):
     built = []
     monkeypatch.setattr(ipywidgets.Widget, "open", lambda self: built.append(self))
     monkeypatch.setenv("XAI_HEADLESS", "1")
-    widgets.explore(twins, "attention", "comparison")
+    explorers.explore(twins, "attention", "comparison")
     assert built == []
     monkeypatch.delenv("XAI_HEADLESS")
-    monkeypatch.setattr(widgets, "display", lambda *shown: None)
-    monkeypatch.setattr(widgets.Explorer, "start", lambda self, _=None: None)
-    widgets.explore(twins, "attention")
+    monkeypatch.setattr(explorers, "display", lambda *shown: None)
+    monkeypatch.setattr(explorers.Explorer, "start", lambda self, _=None: None)
+    explorers.explore(twins, "attention")
     assert built
 
 
 def test_a_tab_starts_when_it_is_first_seen(twins, monkeypatch):
     shown_widgets, started = [], []
-    monkeypatch.setattr(widgets, "display", lambda script, widget: shown_widgets.append(widget))
-    monkeypatch.setattr(widgets.Explorer, "start", lambda self, _=None: started.append(self))
+    monkeypatch.setattr(explorers, "display", lambda script, widget: shown_widgets.append(widget))
+    monkeypatch.setattr(explorers.Explorer, "start", lambda self, _=None: started.append(self))
     monkeypatch.delenv("XAI_HEADLESS", raising=False)
-    widgets.explore(twins, "attribution", "attention")
+    explorers.explore(twins, "attribution", "attention")
     (tabs,) = shown_widgets
     assert tabs.titles == ("Attribution", "Attention")
     assert started == [tabs.children[0]]

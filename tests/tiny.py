@@ -21,10 +21,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from xai_utils.models import LoadedModel
-from xai_utils.study import ModelEntry, Study, TextEntry
-from xai_utils.target import Target, make_target
-from xai_utils.text import Case, prepare
+from xai_utils.attribution.target import Target, make_target
+from xai_utils.models.loading import LoadedModel
+from xai_utils.study.config import ModelEntry, Study, TextEntry
+from xai_utils.text.cases import Case, prepare
 
 VOCABULARY = 512
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

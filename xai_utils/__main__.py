@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from xai_utils.study import UserError, load_study
+from xai_utils.study.config import UserError, load_study
 
 app = typer.Typer(
     help="Explain a language model and its adapted twin.",
@@ -39,9 +39,9 @@ def run(
     workers: Workers = None,
 ) -> None:
     """Execute the notebooks 01 to 05 on a study."""
-    from xai_utils import cluster
-    from xai_utils.run import not_converged
-    from xai_utils.run import run as run_notebooks
+    from xai_utils.study import cluster
+    from xai_utils.study.run import not_converged
+    from xai_utils.study.run import run as run_notebooks
 
     start = time.monotonic()
     with cluster.scheduler(scheduler, workers):
@@ -60,7 +60,7 @@ def report(
     workers: Workers = None,
 ) -> None:
     """Execute the notebooks 01 to 05 on a study, then rebuild its report."""
-    from xai_utils.report import build
+    from report.build import build
 
     run(study, timeout=timeout, kernels=kernels, scheduler=scheduler, workers=workers)
     print(build(load_study(study)))
@@ -76,7 +76,7 @@ def evidence(
     workers: Workers = None,
 ) -> None:
     """Run the long studies behind report/evidence/; a run that was stopped goes on where it was."""
-    from xai_utils import cluster, evidence
+    from xai_utils.study import cluster, evidence
 
     with cluster.scheduler(scheduler, workers):
         print(evidence.run(only, pairs))
@@ -85,7 +85,7 @@ def evidence(
 @app.command()
 def methods() -> None:
     """List the attribution methods that a study may name."""
-    from xai_utils.explain import METHODS
+    from xai_utils.study.explainer import METHODS
 
     for name, method in METHODS.items():
         print(f"{name:22} {method.description}")
@@ -94,7 +94,7 @@ def methods() -> None:
 @app.command()
 def fetch(tests: Annotated[bool, typer.Option("--tests", help="also what the tests read")] = False) -> None:
     """Fetch and convert the default model, once."""
-    from xai_utils import convert, download
+    from xai_utils.models import convert, download
 
     for name in download.BUILT_IN:
         print(convert.built_in(name)[0])

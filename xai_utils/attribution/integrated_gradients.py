@@ -1,0 +1,217 @@
+"""Gradient methods: integrated gradients with a certificate, the original study's fixed steps, and their relatives.
+
+Scores are summed over the embedding axis, signed, in the unit of the target. The path's integration is path.py's;
+captum does the fixed rule and the sampling; it is imported where it computes, for it takes seconds, and a notebook
+whose results are in the cache does without.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xai_utils.attribution.absence import baseline_rows, moved
+from xai_utils.attribution.path import fixed_rule, integrate
+from xai_utils.attribution.result import FLOOR, Attribution, Certificate, to_words
+from xai_utils.attribution.target import Objective, Target
+from xai_utils.models.loading import LoadedModel
+from xai_utils.study.config import UserError
+from xai_utils.text.cases import Case
+
+
+def additive(
+    method: str,
+    case: Case,
+    target: Target,
+    scores: np.ndarray,
+    errors: np.ndarray,
+    baseline: str,
+    keep_sink: bool,
+    **proof: object,
+) -> Attribution:
+    """An additive attribution from scores and errors [position]: kept positions get none, words are sums of tokens.
+
+    `proof` may hold a certificate and the path it belongs to.
+    """
+    kept = ~moved(case, keep_sink).numpy()
+    scores, errors = np.where(kept, np.nan, scores), np.where(kept, np.nan, errors)
+    return Attribution(
+        method=method,
+        baseline=baseline,
+        sink="kept" if keep_sink else "moved",
+        unit=target.unit,
+        additive=True,
+        scores=scores,
+        errors=errors,
+        word_scores=to_words(scores, case),
+        word_errors=to_words(errors, case),
+        **proof,  # type: ignore[arg-type]
+    )
+
+
+def integrated_gradients(
+    model: LoadedModel,
+    case: Case,
+    target: Target,
+    *,
+    baseline: str = "mean",
+    keep_sink: bool = True,
+    tolerance: float = 0.01,
+    budget: int = 1000,
+    seed: int = 0,
+    sequences: int = 8,
+) -> Attribution:
+    """Integrated gradients with a certificate (Sundararajan et al. 2017, arXiv 1703.01365), refined by residuals.
+
+    With `baseline="sampled"` the mean over so many random token sequences (expected gradients, Erion et al. 2021); its
+    errors hold their standard error as well, its certificate their means and the sum of their costs.
+    Raises UserError for an unknown baseline, one that equals the input, a bad tolerance or budget, a gradient that is
+    not finite.
+    """
+    objective = Objective(model, case, target)
+    starts = baseline_rows(model, case, baseline, keep_sink, seed, sequences)
+    runs = [integrate(objective, start, tolerance, budget // len(starts)) for start in starts]
+    scores = np.array([run[1] for run in runs])
+    errors = np.mean([run[2] for run in runs], axis=0)
+    if len(runs) > 1:
+        errors = np.hypot(errors, scores.std(0, ddof=1) / math.sqrt(len(runs)))
+    certificate = runs[0][3] if len(runs) == 1 else _pooled([run[3] for run in runs])
+    path = runs[0][0] if len(runs) == 1 else ()
+    name = "integrated_gradients"
+    return additive(name, case, target, scores.mean(0), errors, baseline, keep_sink, certificate=certificate, path=path)
+
+
+def _pooled(certificates: list[Certificate]) -> Certificate:
+    """One certificate for a mean over paths: absolute errors are averaged, costs added."""
+    rise = np.mean([c.f_input - c.f_baseline for c in certificates])
+    pooled = Certificate(
+        tolerance=certificates[0].tolerance,
+        evaluations=sum(c.evaluations for c in certificates),
+        forwards=sum(c.forwards for c in certificates),
+        f_input=certificates[0].f_input,
+        f_baseline=certificates[0].f_input - float(rise),
+        delta=float(np.mean([c.delta for c in certificates])),
+        bound=0.0,
+        token_error=0.0,
+    )
+    bound, token = (float(np.mean([getattr(c, k) * c.scale for c in certificates])) for k in ("bound", "token_error"))
+    return Certificate(**{**vars(pooled), "bound": bound / pooled.scale, "token_error": token / pooled.scale})
+
+
+def fixed_steps(
+    model: LoadedModel,
+    case: Case,
+    target: Target,
+    *,
+    baseline: str = "zero",
+    keep_sink: bool = False,
+    tolerance: float = 0.01,
+    steps: int = 50,
+) -> Attribution:
+    """captum's integrated gradients with a fixed Gauss-Legendre rule: the original's setting, for comparison.
+
+    Its certificate has the completeness error as its bound, and no error of single tokens (nan), which a fixed rule
+    cannot tell. Raises UserError as `integrated_gradients` does.
+    """
+    from captum.attr import IntegratedGradients
+
+    objective = Objective(model, case, target)
+    start = baseline_rows(model, case, baseline, keep_sink)[0]
+    since = objective.unchanged(start)
+    start, inputs = start[since:], objective.inputs[since:]
+    ends = objective.values(torch.stack([start, inputs]), since).double().tolist()
+    found = IntegratedGradients(functools.partial(objective, since=since)).attribute(
+        inputs[None],
+        baselines=start[None],
+        n_steps=steps,
+        method="gausslegendre",
+    )
+    scores = np.pad(_summed(found[0], model, target), (since, 0))
+    delta = float(scores.sum() - (ends[1] - ends[0]))
+    certificate = Certificate(
+        tolerance=tolerance,
+        evaluations=steps,
+        forwards=2,
+        f_input=ends[1],
+        f_baseline=ends[0],
+        delta=delta,
+        bound=abs(delta) / max(abs(ends[1] - ends[0]), FLOOR),
+        token_error=math.nan,
+    )
+    unknown = np.full(len(scores), np.nan)
+    return additive("fixed_steps", case, target, scores, unknown, baseline, keep_sink, certificate=certificate)
+
+
+def fixed_path(
+    model: LoadedModel,
+    case: Case,
+    target: Target,
+    *,
+    baseline: str = "zero",
+    keep_sink: bool = False,
+    steps: int = 50,
+) -> Attribution:
+    """`fixed_steps` with its path, for its figure: pieces of one node each, what captum adds up before it is added."""
+    path = fixed_rule(Objective(model, case, target), baseline_rows(model, case, baseline, keep_sink)[0], steps)
+    scores = np.sum([piece.scores for piece in path], axis=0)
+    unknown = np.full(len(scores), np.nan)
+    return additive("fixed_path", case, target, scores, unknown, baseline, keep_sink, path=path)
+
+
+def input_x_gradient(model: LoadedModel, case: Case, target: Target, *, keep_sink: bool = True) -> Attribution:
+    """Embedding times gradient (captum InputXGradient): the first-order guess at zeroing a token, without a proof."""
+    from captum.attr import InputXGradient
+
+    objective = Objective(model, case, target)
+    product = InputXGradient(objective).attribute(objective.inputs[None].clone().requires_grad_())
+    scores = _summed(product[0], model, target)
+    return additive("input_x_gradient", case, target, scores, np.full(len(scores), np.nan), "zero", keep_sink)
+
+
+def expected_gradients(
+    model: LoadedModel,
+    case: Case,
+    target: Target,
+    *,
+    keep_sink: bool = True,
+    tolerance: float = 0.05,
+    budget: int = 512,
+    seed: int = 0,
+) -> Attribution:
+    """GradientSHAP (Lundberg & Lee 2017; Erion et al. 2021) over random token sequences, with standard errors.
+
+    captum draws one baseline and one point of the path a sample. Samples are added until the largest standard error is
+    within `tolerance` of the scores' absolute sum, or the budget of gradient evaluations ends.
+    """
+    from captum.attr import GradientShap
+
+    objective = Objective(model, case, target)
+    pool = baseline_rows(model, case, "sampled", keep_sink, seed, draws=64)
+    explainer = GradientShap(objective)
+    samples: list[np.ndarray] = []
+    state = np.random.get_state()  # captum draws from numpy's global generator
+    try:
+        np.random.seed(seed)
+        while len(samples) + objective.drawn <= max(budget, objective.drawn):
+            batch = objective.inputs.expand(objective.drawn, -1, -1)
+            drawn = explainer.attribute(batch, baselines=pool, n_samples=1, stdevs=0.0)
+            samples += [_summed(row, model, target) for row in drawn]
+            errors = np.std(samples, axis=0, ddof=1) / math.sqrt(len(samples))
+            if len(samples) >= 32 and errors.max() <= tolerance * np.abs(np.mean(samples, axis=0)).sum():
+                break
+    finally:
+        np.random.set_state(state)
+    return additive("expected_gradients", case, target, np.mean(samples, axis=0), errors, "sampled", keep_sink)
+
+
+def _summed(attributed: Tensor, model: LoadedModel, target: Target) -> np.ndarray:
+    if not torch.isfinite(attributed).all():
+        raise UserError(
+            f"the gradient of model '{model.label}' is not finite for target {target.text!r}; expected finite numbers; "
+            "use float32, keep the sink, or choose another baseline than zero"
+        )
+    return attributed.detach().double().sum(-1).cpu().numpy()

@@ -1,0 +1,178 @@
+"""F on versions of a prompt in which some tokens are absent, that is, at a baseline: what all deletion methods ask for.
+
+Ablation, occlusion, Shapley values, LIME and the deletion curves of faithfulness put the same question, so values are
+remembered: methods that ask for the same version of one prompt share a pass. Nothing here computes a score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from xai_utils.attribution.absence import baseline_rows, moved
+from xai_utils.attribution.target import KEPT, Objective, Target
+from xai_utils.models.loading import LoadedModel
+from xai_utils.models.memory import ENOUGH
+from xai_utils.models.prefix import Prefix
+from xai_utils.text.cases import Case, units
+
+Build = Callable[[Int[np.ndarray, " row"]], Float[Tensor, "row position hidden"]]
+
+_values: WeakKeyDictionary[LoadedModel, dict[tuple, dict[bytes, np.ndarray]]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Player:
+    """A unit of the word view that can be taken away: its index in `units(case)` and the positions that go with it.
+
+    A token that two words share goes as soon as one of them goes.
+    """
+
+    unit: int
+    positions: tuple[int, ...]
+    is_word: bool
+
+
+def players(case: Case, keep_sink: bool) -> list[Player]:
+    """All units with at least one position that may be moved, in reading order."""
+    free = moved(case, keep_sink).numpy()
+    found = []
+    for index, unit in enumerate(units(case)):
+        positions = tuple(position for position in unit.tokens if free[position])
+        if positions:
+            found.append(Player(index, positions, unit.is_word))
+    return found
+
+
+def evaluate(
+    objective: Objective,
+    since: Int[np.ndarray, " row"],
+    build: Build,
+    stems: tuple[Prefix, Int[np.ndarray, " row"]] | None = None,
+) -> tuple[Float[np.ndarray, " row"], Int[np.ndarray, " row"]]:
+    """F and the model's own next token for perturbed prompts, which `build` makes for a chunk of row numbers at a time.
+
+    `since` is the first position at which each of them may differ from the prompt, or from the stem that it shares with
+    other rows; what stands before it is computed once. Every perturbed prompt of this package passes through here, so
+    that memory is that of one chunk.
+    """
+    values, own = np.empty(len(since)), np.empty(len(since), dtype=np.int64)
+    if len(since) <= objective.batch or not objective.reuses_prefix:  # one whole pass is as cheap as can be
+        since, stems = np.zeros_like(since), None
+    waiting = np.argsort(since, kind="stable")
+    while len(waiting):
+        first = int(since[waiting[0]])
+        rows, waiting = np.split(waiting, [objective.room(first)])
+        shared = (stems[0], torch.from_numpy(stems[1][rows])) if stems else None
+        value, token = objective.outcomes(build(rows)[:, first:], first, shared)
+        values[rows], own[rows] = value.double().cpu().numpy(), token.cpu().numpy()
+    return values, own
+
+
+class Presence:
+    """F of one case and target as a function of which tokens are absent.
+
+    With the `sampled` baseline F is computed for each draw of it; the other baselines are one draw.
+    Raises UserError as `baseline_rows` does.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        case: Case,
+        target: Target,
+        baseline: str = "mean",
+        keep_sink: bool = True,
+        seed: int = 0,
+    ):
+        self.objective = Objective(model, case, target)
+        self.rows = baseline_rows(model, case, baseline, keep_sink, seed)
+        self.players = players(case, keep_sink)
+        key = (case, target, baseline, keep_sink, seed)
+        self._known = _values.setdefault(model, {}).setdefault(key, {})
+
+    def absent(self, removed: Bool[np.ndarray, "row position"]) -> Float[np.ndarray, "row draw"]:
+        """F with the marked positions at the baseline, one column a draw of the baseline."""
+        keys = [row.tobytes() for row in np.ascontiguousarray(removed, dtype=bool)]
+        new = list({key: index for index, key in enumerate(keys) if key not in self._known}.values())
+        if new:
+            draws = len(self.rows)
+            masks = torch.from_numpy(removed[new].astype(bool)).to(self.rows.device)
+
+            def build(rows: Int[np.ndarray, " row"]) -> Tensor:
+                mask = masks[rows // draws]
+                return torch.where(mask[..., None], self.rows[rows % draws], self.objective.inputs)
+
+            kinds = np.repeat(removed[new], draws, axis=0) * (1 + np.tile(np.arange(draws), len(new)))[:, None]
+            values = self._evaluate(kinds, build).reshape(len(new), draws)
+            self._known.update({keys[index]: value for index, value in zip(new, values, strict=True)})
+        return np.array([self._known[key] for key in keys])
+
+    def _evaluate(self, kinds: Int[np.ndarray, "row position"], build: Build) -> Float[np.ndarray, " row"]:
+        """F of prompts, told apart at each position by a number that is 0 for the prompt's own embedding.
+
+        Where many of them begin alike, each beginning is computed once; the cheaper way of sharing is taken.
+        """
+        since = first_changed(kinds > 0)
+        length = branching(kinds, self.objective.length)
+        first, stem = np.unique(kinds[:, :length], axis=0, return_index=True, return_inverse=True)[1:]
+        rows, positions = kinds.shape
+        branched = len(first) * length + rows * (self.objective.length - length)
+        if not self.objective.reuses_prefix or branched >= (self.objective.length - since).sum() + positions:
+            return evaluate(self.objective, since, build)[0]
+        prefix = Prefix(self.objective.model, build(first)[:, :length])
+        return evaluate(self.objective, np.full(rows, length), build, (prefix, stem.ravel()))[0]
+
+    def removing(self, present: Bool[np.ndarray, "row player"], chosen: list[Player] | None = None) -> np.ndarray:
+        """F [row, draw] with the players that are not `present` taken away; `chosen` are all players if not given."""
+        chosen = self.players if chosen is None else chosen
+        cover = np.zeros((len(chosen), self.rows.shape[1]), dtype=bool)
+        for row, player in zip(cover, chosen, strict=True):
+            row[list(player.positions)] = True
+        return self.absent((~np.asarray(present, dtype=bool)).astype(np.float32) @ cover.astype(np.float32) > 0)
+
+
+def branching(kinds: Int[np.ndarray, "row position"], length: int) -> int:
+    """Up to which position beginnings should be shared, so that the fewest positions are passed in all.
+
+    With `length` positions to a row, d different beginnings of n positions cost d * n, and each row the rest of it.
+
+    >>> branching(np.array([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0], [0, 0, 1, 1]]), 4)
+    2
+    """
+    ordered = kinds[np.lexsort(kinds.T[::-1])]
+    apart = np.logical_or.accumulate(ordered[1:] != ordered[:-1], axis=1)  # from which position on neighbours differ
+    ends = np.arange(1, kinds.shape[1])  # something must be left to pass
+    beginnings = 1 + apart[:, ends - 1].sum(0)
+    costs = np.where(beginnings * ends <= KEPT * ENOUGH, beginnings * ends + len(kinds) * (length - ends), np.inf)
+    return int(ends[np.argmin(costs)]) if len(ends) else 0
+
+
+def first_changed(changed: Bool[np.ndarray, "row position"]) -> Int[np.ndarray, " row"]:
+    """The first marked position of each row; the last position where none is marked, since something must be passed.
+
+    >>> first_changed(np.array([[False, True, True], [False, False, False]])).tolist()
+    [1, 2]
+    """
+    return np.where(changed.any(1), changed.argmax(1), changed.shape[1] - 1)
+
+
+def draw_error(scores: Float[np.ndarray, "*score draw"]) -> np.ndarray:
+    """Standard error of the mean over draws of the baseline; one draw is the baseline itself, without an error."""
+    draws = scores.shape[-1]
+    return scores.std(-1, ddof=1) / np.sqrt(draws) if draws > 1 else np.zeros(scores.shape[:-1])
+
+
+def all_subsets(count: int) -> Bool[np.ndarray, "subset player"]:
+    """Every subset of `count` players, the subset's number read as bits, lowest bit first.
+
+    >>> all_subsets(2).astype(int).tolist()
+    [[0, 0], [1, 0], [0, 1], [1, 1]]
+    """
+    return (np.arange(2**count)[:, None] >> np.arange(count) & 1).astype(bool)

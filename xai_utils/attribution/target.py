@@ -1,0 +1,223 @@
+"""What is explained: one scalar of the model's output, and the function F that computes it from prompt embeddings.
+
+Four kinds, with their units: `logprob` (log-probability of the answer string, summed over its tokens, nats), `logit`
+(the raw logit of one token), `contrast` (log-probability of the answer minus that of another string; for single tokens
+the difference of two logits, Yin & Neubig 2022, arXiv 2202.10419), `sum_logits` (all logits of all positions added,
+which is what the original study appears to have explained). Where a text has no answer, the model's own next token
+stands in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from xai_utils.models.loading import LoadedModel
+from xai_utils.models.memory import ENOUGH, positions
+from xai_utils.models.prefix import Prefix
+from xai_utils.models.threads import in_passes
+from xai_utils.study.config import UserError
+from xai_utils.text.cases import Case
+
+UNITS = {"logprob": "nats", "logit": "logits", "contrast": "nats", "sum_logits": "logits"}
+KEPT = 8  # times the positions of a pass: those whose keys and values it may hold, 400 MB for the default model
+WORTH = 1 / 8  # of a prompt's positions: kept keys and values of fewer cost what they save
+
+Stems = tuple[Prefix, Tensor]  # beginnings of prompts, and which of them each row of a batch continues
+
+
+@dataclass(frozen=True)
+class Target:
+    """The scalar that is explained. `ids` are the answer's tokens, `contrast_ids` those it is compared with."""
+
+    kind: str
+    text: str
+    ids: tuple[int, ...]
+    contrast_ids: tuple[int, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        return UNITS[self.kind]
+
+    def keys(self) -> dict[str, str]:
+        return {"target": self.kind, "target_text": self.text}
+
+
+def make_target(model: LoadedModel, case: Case, kind: str = "logprob") -> Target:
+    """The target of a case: its answer where it has one, else the model's own next token.
+
+    Raises UserError for an unknown kind, a `logit` of several tokens, or a `contrast` with nothing to compare with.
+    """
+    if kind not in UNITS:
+        raise UserError(f"unknown target {kind!r}; expected one of {', '.join(UNITS)}")
+    if kind == "sum_logits":
+        return Target(kind, "all logits", ())
+    ids = case.answer_ids or (next_token(model, case),)
+    text = case.answer if case.answer is not None else str(model.tokenizer.decode(list(ids)))
+    if kind == "logit" and len(ids) != 1:
+        pieces = model.tokenizer.convert_ids_to_tokens(list(ids))
+        raise UserError(
+            f"text '{case.text_id}': the target {text!r} is {len(ids)} tokens for model '{case.model}' "
+            f"({' | '.join(pieces)}) and a logit belongs to one; use target: logprob, or a target of one token"
+        )
+    if kind != "contrast":
+        return Target(kind, text, ids)
+    if not case.contrast_ids:
+        raise UserError(f"text '{case.text_id}': target contrast needs a `contrast` text beside its answer; add one")
+    return Target(kind, f"{text} / {case.contrast}", ids, case.contrast_ids)
+
+
+@torch.no_grad()
+def next_token(model: LoadedModel, case: Case) -> int:
+    """The model's own most probable next token."""
+    ids = torch.tensor([case.ids], device=model.device)
+    return int(model.model(input_ids=ids, logits_to_keep=1).logits[0, -1].argmax())
+
+
+class Objective:
+    """F for one model, case and target: prompt embeddings [batch, position, hidden] -> target [batch].
+
+    The answer's embeddings are appended inside and stay fixed, so that a path or a perturbation moves the prompt alone.
+    """
+
+    def __init__(self, model: LoadedModel, case: Case, target: Target):
+        self.model, self.target = model, target
+        self.inputs = model.embed(torch.tensor(case.ids, device=model.device))
+        self.prefix = Prefix(model, self.inputs[None])
+        self.length = len(case.tokens) + max(len(target.ids), len(target.contrast_ids), 1) - 1
+        self.forwards = 0  # sequences evaluated so far, with or without a gradient
+        self.gradients = 0  # those with one
+
+    @property
+    def batch(self) -> int:
+        """Sequences in one whole pass."""
+        return self.room(0)
+
+    @property
+    def drawn(self) -> int:
+        """Sequences that are drawn together: a number that no machine's memory changes, as it would the draws."""
+        return max(ENOUGH // self.length, 1)
+
+    def room(self, since: int) -> int:
+        """Sequences in one pass that starts at position `since`."""
+        most = positions(self.model)
+        return max(min(most // (self.length - since), KEPT * most // self.length), 1)
+
+    def __call__(self, embeds: Tensor, mask: Tensor | None = None, since: int = 0) -> Tensor:
+        """Target [batch] of rows of embeddings [batch, position - since, hidden], behind the prompt's first `since`.
+
+        `mask` [batch, position] is 0 where a prompt is padded on the right; with it, rows must be whole. Where a
+        gradient will be asked for, it is computed with the value, which serves first derivatives alone.
+        """
+        if mask is not None and self.target.kind != "sum_logits":
+            return torch.cat([self(row[None, : int(keep.sum())]) for row, keep in zip(embeds, mask, strict=True)])
+        if mask is None and embeds.requires_grad and torch.is_grad_enabled():
+            return _Differentiated.apply(embeds, self, since)
+        self.forwards += len(embeds)
+        return self._outcomes(embeds, mask, since)[0]
+
+    def unchanged(self, start: Float[Tensor, "position hidden"]) -> int:
+        """How many positions a path from `start` leaves as they are before the first that moves, where a pass gains by
+        starting behind them; else 0."""
+        moving = (start != self.inputs).any(-1).nonzero()
+        first = int(moving[0]) if len(moving) else 0
+        return first if first >= WORTH * len(start) and self.reuses_prefix else 0
+
+    def _outcomes(
+        self, embeds: Tensor, mask: Tensor | None = None, since: int = 0, stems: Stems | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Target [batch] and the token that the model itself would put behind the prompt [batch]."""
+        if self.target.kind == "sum_logits":
+            logits = self.model.model(inputs_embeds=embeds, attention_mask=mask).logits
+            real = logits if mask is None else logits * mask[..., None]
+            return real.sum((1, 2)), logits[:, -1].argmax(-1)
+        value, own = self._continuation(embeds, self.target.ids, since, stems)
+        if self.target.kind == "contrast":
+            value = value - self._continuation(embeds, self.target.contrast_ids, since, stems)[0]
+        return value, own
+
+    def _continuation(
+        self, embeds: Tensor, ids: tuple[int, ...], since: int, stems: Stems | None
+    ) -> tuple[Tensor, Tensor]:
+        answer = torch.tensor(ids, device=embeds.device)
+        fixed = self.model.embed(answer[:-1]).to(embeds.dtype).expand(len(embeds), -1, -1)
+        prefix, stem = stems or (self.prefix, None)
+        logits = prefix.logits(torch.cat([embeds, fixed], 1), since, len(ids), stem)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        own = logits[:, 0].argmax(-1)
+        if self.target.kind != "logit":
+            logits = logits.log_softmax(-1)
+        return logits.gather(-1, answer.expand(len(embeds), -1)[..., None]).sum((1, 2)), own
+
+    def values(self, embeds: Tensor, since: int = 0) -> Tensor:
+        """F without gradients, in chunks: [batch]; `embeds` stand for the positions from `since` on."""
+        return self.outcomes(embeds, since)[0]
+
+    @property
+    def reuses_prefix(self) -> bool:
+        """Whether `outcomes` may start behind the first position."""
+        return self.target.kind != "sum_logits" and self.prefix.usable
+
+    def outcomes(self, embeds: Tensor, since: int = 0, stems: Stems | None = None) -> tuple[Tensor, Tensor]:
+        """F [batch] and the model's own next token behind the prompt [batch], without gradients, in chunks.
+
+        `embeds` [batch, position - since, hidden] stand for the positions from `since` on, behind the prompt's own, or
+        behind the `stems` of another prefix and which of them is each row's.
+        """
+        if since:
+            (stems[0] if stems else self.prefix).prepare()
+
+        @torch.no_grad()
+        def part(rows: slice) -> tuple[Tensor, Tensor]:
+            return self._outcomes(embeds[rows], since=since, stems=stems and (stems[0], stems[1][rows]))
+
+        found = in_passes(part, embeds, self.room(since))
+        self.forwards += len(embeds)
+        values, own = (torch.cat(column) for column in zip(*found, strict=True))
+        return values, own
+
+    def values_and_gradients(self, embeds: Tensor, since: int = 0) -> tuple[Tensor, Tensor]:
+        """F [batch] and its gradient [batch, position - since, hidden], in chunks, at the positions from `since` on.
+
+        Raises UserError when a gradient is not finite, which names where it happened.
+        """
+        if since:
+            self.prefix.prepare()
+
+        @torch.enable_grad()
+        def part(rows: slice) -> tuple[Tensor, Tensor]:
+            leaf = embeds[rows].detach().clone().requires_grad_(True)
+            value = self._outcomes(leaf, since=since)[0]
+            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+        found = in_passes(part, embeds, self.room(since))
+        self.forwards += len(embeds)
+        self.gradients += len(embeds)
+        values, gradients = (torch.cat(column) for column in zip(*found, strict=True))
+        if not torch.isfinite(gradients).all():
+            raise UserError(
+                f"the gradient of model '{self.model.label}' is not finite for target {self.target.text!r}; expected "
+                "finite numbers; use float32, keep the sink, or choose another baseline than zero"
+            )
+        return values, gradients
+
+
+class _Differentiated(torch.autograd.Function):
+    """F as a function that torch can differentiate once, its gradient found pass by pass when F is."""
+
+    @staticmethod
+    def forward(ctx: Any, embeds: Tensor, objective: Objective, since: int) -> Tensor:
+        values, gradients = objective.values_and_gradients(embeds, since)
+        ctx.save_for_backward(gradients)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return upstream[:, None, None] * gradients, None, None

@@ -1,0 +1,131 @@
+"""Methods held against one another, from tables alone: how far they agree, and which of them are faithful.
+
+Nothing here loads a model: faithfulness.py makes the deletion tests, sanity.py the randomised models. Scores that did
+not converge stay out of agreement unless they are asked for. Over a study the unit is the text, not the word.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from xai_utils.evaluation.statistics import certified, interval
+
+CASE = ["study", "text", "model", "role", "target", "target_text"]
+SETTING = ["method", "baseline", "sink"]
+LEAST = 3  # words below which a rank correlation says nothing
+
+
+def one_setting(word_scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """The rows of each method's main setting: at `baseline` with the sink kept where it has that, else its first."""
+    settings = word_scores[SETTING].drop_duplicates()
+    other = (settings["baseline"] != baseline) * 2 + (settings["sink"] != "kept")
+    first = settings.assign(_other=other).sort_values("_other", kind="stable").drop_duplicates("method")
+    return word_scores.merge(first[SETTING], on=SETTING)
+
+
+def agreement(
+    word_scores: pd.DataFrame,
+    certificates: pd.DataFrame,
+    baseline: str = "mean",
+    *,
+    k: int = 3,
+    uncertified: bool = False,
+) -> pd.DataFrame:
+    """Table `agreement`: a row a case and pair of methods, over the words that both of them score.
+
+    `spearman` is the rank correlation of signed scores (missing below three words), `top_k_overlap` the share that the
+    `k` highest words of both have in common (of half the words in a text of fewer than 2 k).
+    """
+    rows = []
+    for keys, wide in _by_case(_comparable(word_scores, certificates, baseline, uncertified)):
+        correlation = wide.corr(method="spearman", min_periods=LEAST)
+        scores, there = wide.to_numpy(), wide.notna().to_numpy()
+        for a, b in combinations(range(len(wide.columns)), 2):
+            both = scores[there[:, a] & there[:, b]]
+            size = min(k, max(len(both) // 2, 1))
+            rows.append(
+                keys
+                | {"method_a": wide.columns[a], "method_b": wide.columns[b], "words": len(both)}
+                | {"spearman": correlation.iloc[a, b], "k": size}
+                | {"top_k_overlap": top_overlap(both[:, a], both[:, b], size) if len(both) else np.nan}
+            )
+    return pd.DataFrame(rows, columns=[*CASE, "method_a", "method_b", "words", "spearman", "k", "top_k_overlap"])
+
+
+def top_overlap(a: ArrayLike, b: ArrayLike, k: int) -> float:
+    """Share of the k highest entries of one that are among the k highest of the other; ties in reading order.
+
+    >>> top_overlap([3.0, 2.0, 1.0], [3.0, 0.0, 1.0], 2)
+    0.5
+    """
+    top_a, top_b = (set(np.argsort(-np.asarray(scores), kind="stable")[:k].tolist()) for scores in (a, b))
+    return len(top_a & top_b) / k
+
+
+def agreement_matrix(
+    word_scores: pd.DataFrame, certificates: pd.DataFrame, baseline: str = "mean", *, uncertified: bool = False
+) -> pd.DataFrame:
+    """Mean rank correlation over texts between all (model, method) pairs, square; words are the same for all models."""
+    table = _comparable(word_scores, certificates, baseline, uncertified)
+    order = pd.MultiIndex.from_frame(table[["model", "method"]].drop_duplicates()).sort_values()
+    parts = []
+    for _, part in table.groupby("text", sort=False):
+        wide = part.pivot_table("score", ["start", "end"], ["model", "method"])
+        parts.append(wide.corr(method="spearman", min_periods=LEAST).reindex(index=order, columns=order).to_numpy())
+    counts = np.sum([~np.isnan(part) for part in parts], axis=0)
+    total = np.sum([np.nan_to_num(part) for part in parts], axis=0)
+    return pd.DataFrame(np.where(counts > 0, total / np.maximum(counts, 1), np.nan), index=order, columns=order)
+
+
+def leaderboard(faithfulness: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Methods of a study by faithfulness: a row a method, setting and deletion baseline, best mean rank first.
+
+    For each measure: `_gain`, the mean advantage over random orders in the target's unit (positive is good for both),
+    its bootstrap 95 % interval over texts, and in how many of `cases` it is better than random orders on average
+    (`_above_mean`) and than 95 % of them (`_beats_random`). `mean_rank` is over both measures and all cases, 1 is best;
+    rankings by position alone take part as controls. Texts of one word have no curve and are left out.
+    """
+    table = faithfulness.dropna(subset=["comprehensiveness", "sufficiency"]).copy()
+    table["comprehensiveness_gain"] = table["comprehensiveness"] - table["comprehensiveness_random"]
+    table["sufficiency_gain"] = table["sufficiency_random"] - table["sufficiency"]
+    ranks = table.groupby([*CASE, "deletion"], dropna=False)[["comprehensiveness_gain", "sufficiency_gain"]].rank(
+        ascending=False
+    )
+    table["mean_rank"] = ranks.mean(axis=1)
+    rows = []
+    for values, part in table.groupby([*SETTING, "deletion"], sort=False, dropna=False):
+        row = dict(zip([*SETTING, "deletion"], values, strict=True))
+        row |= {"texts": part["text"].nunique(), "cases": len(part), "mean_rank": part["mean_rank"].mean()}
+        for measure in ("comprehensiveness", "sufficiency"):
+            gains = part.groupby("text")[f"{measure}_gain"].mean()
+            low, high = interval(gains, seed=seed)
+            row |= {
+                f"{measure}_gain": gains.mean(),
+                f"{measure}_low": low,
+                f"{measure}_high": high,
+                f"{measure}_above_mean": int((part[f"{measure}_gain"] > 0).sum()),
+                f"{measure}_beats_random": int(part[f"{measure}_beats_random"].astype(bool).sum()),
+            }
+        rows.append(row)
+    found = pd.DataFrame(rows)
+    return found.sort_values(["deletion", "mean_rank"], kind="stable", ignore_index=True) if len(found) else found
+
+
+def _comparable(
+    word_scores: pd.DataFrame, certificates: pd.DataFrame, baseline: str, uncertified: bool
+) -> pd.DataFrame:
+    rows = one_setting(word_scores[word_scores["is_word"]], baseline)
+    return rows if uncertified or certificates.empty else certified(rows, certificates)
+
+
+def _by_case(table: pd.DataFrame) -> list[tuple[dict[str, object], pd.DataFrame]]:
+    """For each case its keys and a frame of words by methods, in the table's order of methods."""
+    found = []
+    for values, part in table.groupby(CASE, sort=False, dropna=False):
+        wide = part.pivot_table("score", ["start", "end"], "method")
+        found.append((dict(zip(CASE, values, strict=True)), wide[[m for m in part["method"].unique() if m in wide]]))
+    return found

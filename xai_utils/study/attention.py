@@ -1,0 +1,171 @@
+"""What notebook 03 computes for a whole study: statistics of all heads, groups, rollout, changes between models.
+
+The measures are those of layers.py, heads.py, rollout.py and attention_words.py; here they are put to all cases of a
+study and cached by content.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from xai_utils.attention import heads, layers, maps, rollout
+from xai_utils.attention.words import WordAttention, attention_change, word_attention
+from xai_utils.attribution.target import Target
+from xai_utils.models.loading import LoadedModel
+from xai_utils.study.config import TextEntry
+from xai_utils.study.explainer import Explainer, progress
+from xai_utils.study.results import write_text
+from xai_utils.text.cases import Case, prepare
+
+HALF = 0.5
+SAME = 1e-9  # nats; two runs of one model on the same tokens differ by nothing
+
+
+def head_statistics(book: Explainer) -> pd.DataFrame:
+    """Table `attention_heads`: every head of every case."""
+    found = [book.cached_table(label, text, _head_table) for label, text in progress(_cases(book), "attending")]
+    table = pd.concat(found, ignore_index=True)
+    for name in table.columns[table.columns.str.endswith(layers.STATISTICS)]:
+        table[name] = table[name].astype(float)
+    return table
+
+
+def first_head(book: Explainer) -> pd.DataFrame:
+    """What the original study says of layer 0, head 0, as numbers, a row a case; texts of one token left out."""
+    long = [(label, text) for label, text in _cases(book) if len(book.case(label, text).tokens) > 1]
+    return pd.concat([book.cached_table(label, text, _first_head) for label, text in long], ignore_index=True)
+
+
+def grouped_heads(book: Explainer, table: pd.DataFrame) -> pd.DataFrame:
+    """Every head's group, a row a head and model, over all texts in `table` (rows of `attention_heads`)."""
+    found = []
+    for label, model in book.models.items():
+        probed = book.cached_table(label, book.study.texts[0].id, _induction, seed=book.study.seed)
+        scores = probed.pivot(index="layer", columns="head", values="induction").to_numpy()
+        rows = heads.group_heads(table[table["model"] == label], scores)
+        found.append(pd.concat([pd.DataFrame([_keys(book, model)] * len(rows)), rows], axis=1))
+    return pd.concat(found, ignore_index=True)
+
+
+def group_counts(groups: pd.DataFrame) -> pd.DataFrame:
+    """How many heads each group has: a row a group, a column a model."""
+    counts = groups.groupby(["group", "model"], sort=False).size().unstack(fill_value=0)
+    return counts.reindex(list(heads.GROUPS), fill_value=0)[list(groups["model"].unique())].reset_index()
+
+
+def group_examples(
+    book: Explainer, groups: pd.DataFrame, label: str
+) -> dict[str, tuple[Float[np.ndarray, "query key"], Sequence[str]]]:
+    """A map of each group's example on the study's first text, pooled if long; of the induction head on the probe."""
+    model = book.models[label]
+    case = book.case(label, book.study.texts[0].id)
+    every, labels = maps.maps(model, case), maps.map_labels(case)
+    probe = heads.probe_ids(model, book.study.seed)
+    rows = groups[(groups["model"] == label) & groups["example"]]
+    chosen = {row["group"]: (row["layer"], row["head"]) for row in rows.to_dict("records")}
+    found: dict[str, tuple[Float[np.ndarray, "query key"], Sequence[str]]] = {}
+    for group in (name for name in heads.GROUPS if name in chosen):
+        layer, head = chosen[group]
+        name = f"{group}: layer {layer}, head {head}"
+        if group == "induction":
+            found[f"{name}, probe text"] = (
+                maps.head_map(model, probe, layer, head),
+                model.tokenizer.batch_decode([[index] for index in probe]),
+            )
+        else:
+            found[name] = every[layer, head], labels
+    return found
+
+
+def drifts(book: Explainer) -> pd.DataFrame:
+    """Table `attention_rollout`: rollout's mass on the first position, by layer, of every case."""
+    found = [book.cached_table(label, text, _drift) for label, text in progress(_cases(book), "rolling out")]
+    return pd.concat(found, ignore_index=True)
+
+
+def changes(book: Explainer, base: str, other: str) -> pd.DataFrame:
+    """Table `attention_change`: what differs between two models' heads on every text, beside the floor."""
+    return pd.concat(
+        [_changed(book, base, other, entry) for entry in progress(list(book.study.texts), other)], ignore_index=True
+    )
+
+
+def joined(found: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of several models as one; without a second model an empty one with the same columns."""
+    columns = ["study", "text", "base", "other", "layer", "head", "divergence", "shared", "floor", "beyond_floor"]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+
+
+def change_of_heads(change: pd.DataFrame) -> pd.DataFrame:
+    """`attention_change` over texts, a row a head: means, and whether it is beyond the floor in most texts with one.
+
+    Texts that the two models read alike to the last digit say nothing of where they differ: they are left out and
+    counted in `alike`, unless there are no others.
+    """
+    differs = change.groupby("text")["divergence"].transform("max") > SAME
+    alike = change.loc[~differs, "text"].nunique()
+    table = (change[differs] if differs.any() else change).astype({"beyond_floor": "Float64"})
+    means = table.groupby(["base", "other", "layer", "head"], as_index=False)[
+        ["divergence", "shared", "floor", "beyond_floor"]
+    ].mean()
+    means["texts"] = table.groupby(["base", "other", "layer", "head"])["beyond_floor"].count().to_numpy()
+    return means.assign(beyond_floor=means["beyond_floor"] > HALF, alike=alike if differs.any() else 0)
+
+
+def words_of(book: Explainer, label: str, entry: TextEntry) -> WordAttention:
+    """Attention between the words of one of the study's texts, or of a rewording put in its place."""
+    model = book.models[label]
+    return word_attention(model, prepare(model, entry, book.study))
+
+
+def _changed(book: Explainer, base: str, other: str, entry: TextEntry) -> pd.DataFrame:
+    texts = [entry, *(entry.model_copy(update={"text": rewording}) for rewording in entry.rewordings)]
+    model, case, target = book.models[base], book.case(base, entry.id), book.target(base, entry.id)
+    beside = book.models[other]
+    what = [other, beside.revision, book.case(other, entry.id).ids, list(entry.rewordings)]
+    file = book.cache_file(model, case, target, attention_change, what)
+    if not file.exists():
+        first, *again = [(words_of(book, base, text), words_of(book, other, text)) for text in texts]
+        table = attention_change(*first, again)
+        write_text(file, table.to_json(orient="records", double_precision=15, force_ascii=False))
+    table = pd.DataFrame(json.loads(file.read_text(encoding="utf-8")))
+    table["beyond_floor"] = table["beyond_floor"].astype("boolean")
+    return table.astype({"shared": float, "floor": float}).assign(
+        study=book.study.name, text=entry.id, base=base, other=other
+    )
+
+
+def _cases(book: Explainer) -> list[tuple[str, str]]:
+    return [(label, entry.id) for label in book.models for entry in book.study.texts]
+
+
+def _keys(book: Explainer, model: LoadedModel) -> dict[str, str]:
+    return {"study": book.study.name, "model": model.label, "role": model.role}
+
+
+# ---- one case each, as the cache takes them
+
+
+def _head_table(model: LoadedModel, case: Case, target: Target) -> pd.DataFrame:
+    return layers.head_table(model, case)
+
+
+def _first_head(model: LoadedModel, case: Case, target: Target) -> pd.DataFrame:
+    kept: list[layers.Layer] = []
+    layers.stream(model, case.ids, lambda layer: None if kept else kept.append(layer))
+    return pd.DataFrame([case.keys() | layers.observations(kept[0].weights[0])])
+
+
+def _drift(model: LoadedModel, case: Case, target: Target) -> pd.DataFrame:
+    return rollout.drift(model, case)
+
+
+def _induction(model: LoadedModel, case: Case, target: Target, *, seed: int) -> pd.DataFrame:
+    scores = heads.induction(model, seed)
+    layer, head = np.indices(scores.shape)
+    return pd.DataFrame({"layer": layer.ravel(), "head": head.ravel(), "induction": scores.ravel()})

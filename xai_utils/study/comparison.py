@@ -1,0 +1,112 @@
+"""What notebook 05 computes for a whole study: highest words, deletion tests, and every model beside the base.
+
+The measures are those of evaluate.py, faithfulness.py and compare.py; here they are put to all cases of a study.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from report.formats import method_name
+from xai_utils.attribution.target import UNITS
+from xai_utils.evaluation.agreement import leaderboard, one_setting
+from xai_utils.evaluation.faithfulness import faithfulness
+from xai_utils.evaluation.statistics import differences
+from xai_utils.study.explainer import Explainer, progress
+from xai_utils.study.jobs import Job
+from xai_utils.study.tables import IG, Measured
+
+TOP = 3
+DIFFERENCE = (
+    *("study", "text", "base", "other", "target", "target_text", "method", "baseline", "sink", "unit", "word", "start"),
+    *("end", "pieces_base", "pieces_other", "score_base", "score_other", "difference", "floor", "beyond_floor"),
+    *("sign_stable", "difference_low", "difference_high"),
+)
+
+
+def highest(measured: Measured, text: str, k: int = TOP) -> pd.DataFrame:
+    """The `k` highest words of one text, a row a method, a column a model; certified scores alone."""
+    rows = []
+    for method in measured.study.methods:
+        found = measured.certified("word_scores", method)
+        found = found[(found["text"] == text) & found["is_word"].astype(bool)].dropna(subset="score")
+        for label, part in found.groupby("model", sort=False):
+            top = part.sort_values("score", ascending=False, kind="stable")["word"].head(k)
+            rows.append({"method": method_name(method), "model": label, "words": " · ".join(top)})
+    if not rows:
+        return pd.DataFrame(columns=["method", *measured.labels])
+    wide = pd.DataFrame(rows).pivot(index="method", columns="model", values="words")
+    order = [method_name(method) for method in measured.study.methods]
+    return wide.reindex([name for name in order if name in wide.index])[
+        [label for label in measured.labels if label in wide]
+    ].reset_index()
+
+
+def deletion_tests(book: Explainer, word_scores: pd.DataFrame) -> pd.DataFrame:
+    """Table `faithfulness` of a study: every case at every deletion baseline, methods in their main setting.
+
+    Cached by content, as attributions are: model, text, target, scores and code.
+    """
+    scores = one_setting(word_scores[word_scores["method"].isin(book.study.methods)], book.study.baseline)
+    cases = [(label, entry.id) for label in book.models for entry in book.study.texts]
+    book.fill(_deletion_test(book, scores, *case) for case in progress(cases, "deleting"))
+    return pd.concat([_tested(_deletion_test(book, scores, *case)) for case in cases], ignore_index=True)
+
+
+def _deletion_test(book: Explainer, scores: pd.DataFrame, label: str, text: str) -> Job:
+    target = book.target(label, text)
+    wanted = (scores["model"] == label) & (scores["text"] == text) & (scores["target"] == target.kind)
+    rows = scores[wanted & (scores["target_text"] == target.text)]
+    deletions, seed = book.study.deletions, book.study.seed
+    content = rows[["method", "baseline", "sink", "word", "score"]].to_json(orient="values", double_precision=12)
+    key = [deletions, seed, content]
+    return book.job(label, text, faithfulness, key, word_scores=rows, deletions=deletions, seed=seed)
+
+
+def _tested(job: Job) -> pd.DataFrame:
+    table = json.loads(job.file.read_text(encoding="utf-8"))
+    types = {"comprehensiveness_beats_random": "boolean", "sufficiency_beats_random": "boolean"}
+    return pd.DataFrame(table["data"], columns=[field["name"] for field in table["schema"]["fields"]]).astype(types)
+
+
+def leaderboards(measured: Measured) -> pd.DataFrame:
+    """Table `leaderboard`: methods by faithfulness, one list a model and deletion baseline, best mean rank first."""
+    table = measured.table("faithfulness")
+    found = []
+    for label in measured.labels:
+        board = leaderboard(table[table["model"] == label], measured.study.seed)
+        role = next(model.role for model in measured.study.models if model.label == label)
+        units = " or ".join(UNITS[target] for target in table["target"].unique())
+        keys = {"study": measured.study.name, "model": label, "role": role, "unit": units}
+        found.append(pd.concat([pd.DataFrame([keys] * len(board)), board], axis=1))
+    return pd.concat(found, ignore_index=True)
+
+
+def beside_base(measured: Measured) -> pd.DataFrame:
+    """Table `difference`: every other model beside the base, on texts that have an answer; empty for one model.
+
+    Without an answer each model is asked about its own next token, and two events cannot be subtracted.
+    """
+    scores = measured.explained("word_scores")
+    scores = scores[scores["text"].isin(measured.answered)]
+    others = [label for label in measured.labels if label != measured.base] if len(scores) else []
+    found = [
+        differences(scores, measured.table("certificates"), measured.base, other, measured.study.baseline)
+        for other in others
+    ]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(DIFFERENCE))
+
+
+def not_comparable(measured: Measured) -> pd.DataFrame:
+    """Texts, a row each, that no difference can be taken on, and why."""
+    rows: list[dict[str, object]] = [
+        {"text": text.id, "why": "no answer: each model's own next token is another event"}
+        for text in measured.study.texts
+        if text.id not in measured.answered
+    ]
+    own = measured.chosen("certificates", IG)
+    for row in own[~own["converged"].astype(bool)].itertuples() if len(own) else []:
+        rows.append({"text": row.text, "why": f"not converged under {row.model} at the {row.baseline} baseline"})
+    return pd.DataFrame(rows, columns=["text", "why"])

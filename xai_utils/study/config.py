@@ -1,0 +1,327 @@
+"""A study file: one YAML file that names models, texts, methods and their settings, read and checked as a whole.
+
+Whatever is wrong with it becomes one `UserError` whose single line names the file and the key. Names of methods are
+checked where the table of methods stands (explain.py), so this module imports nothing of ours.
+"""
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = ROOT / "studies" / "default.yaml"
+
+
+class UserError(Exception):
+    """Something the user can mend, said in one line: what was wrong, what was expected, what to do."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the likely one, else all of them.
+
+    >>> nearest("revison", ["label", "revision"])
+    "did you mean 'revision'?"
+    >>> nearest("x", ["zero", "mean"])
+    'known are mean, zero'
+    """
+    known = sorted(choices)
+    folded = {choice.casefold(): choice for choice in known}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return f"did you mean {folded[close[0]]!r}?" if close else f"known are {', '.join(known)}"
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A value inside a message: on one line, control characters escaped, not too long."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def text_problem(text: str) -> str | None:
+    """Why a prompt or answer cannot be explained, or None.
+
+    >>> text_problem("Paris") is None, text_problem("  ")
+    (True, 'it is empty; write at least one visible character')
+    >>> text_problem("a\\x07b")
+    'it holds the control character U+0007 at character 1; remove it'
+    """
+    for position, character in enumerate(text):
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":
+            kind = "control character" if unicodedata.category(character) == "Cc" else "half of a surrogate pair"
+            return f"it holds the {kind} U+{ord(character):04X} at character {position}; remove it"
+    if not text.strip():
+        return "it is empty; write at least one visible character"
+    if all(unicodedata.category(character)[0] in "CZ" for character in text if not character.isspace()):
+        return "nothing in it can be seen; write at least one visible character"
+    return None
+
+
+def _file_name(name: str) -> str:
+    reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)
+    if reserved or not re.fullmatch(r"\w([\w.-]{0,62}\w)?", name):
+        raise ValueError(
+            "not usable as a file name; use letters, digits, '-', '_' and '.' inside, at most 64 characters"
+        )
+    return name
+
+
+def _readable(text: str) -> str:
+    if problem := text_problem(text):
+        raise ValueError(problem)
+    return text
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("expected auto, cpu, cuda, cuda:N or mps")
+    return name
+
+
+Text = Annotated[str, Strict(), Field(min_length=1)]
+FileName = Annotated[str, Strict(), AfterValidator(_file_name)]
+Readable = Annotated[str, Strict(), AfterValidator(_readable)]
+Device = Annotated[str, Strict(), AfterValidator(_device)]
+Flag = Annotated[bool, Strict()]
+Count = Annotated[int, Strict(), Field(ge=1)]
+Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+Baseline = Literal["mean", "zero", "eos", "space", "sampled"]
+Baselines = Annotated[tuple[Baseline, ...], Field(min_length=1)]
+TargetKind = Literal["logprob", "logit", "contrast", "sum_logits"]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelEntry(_Entry):
+    """One model of a study.
+
+    `model` is a built-in name, a Hub id, a local folder or a GGUF file; `adapter` a PEFT folder on top of it.
+    """
+
+    label: FileName
+    role: Literal["base", "adapted", "control"] = "base"
+    model: Text
+    revision: Text | None = None
+    adapter: Text | None = None
+    tokenizer: Text | None = None
+    rows: Literal["initial", "shuffled"] | None = None  # controls: the adapter's rows untrained, or permuted
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    device: Device = "auto"
+    device_map: Literal["auto"] | None = None  # layers spread over all devices and main memory, by accelerate
+    quantization: Literal["8bit", "4bit"] | None = None  # by bitsandbytes, where it is installed
+    document_start: Text | None = None
+
+    @model_validator(mode="after")
+    def _rows_need_adapter(self) -> Self:
+        if self.rows and not self.adapter:
+            raise ValueError(f"rows: {self.rows} changes an adapter's rows, and this entry has no adapter; add one")
+        return self
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.device_map and self.device != "auto":
+            raise ValueError(f"device: {self.device} names one device, device_map spreads over all; leave one out")
+        return self
+
+
+class TextEntry(_Entry):
+    """One text of a study. `answer` and `contrast` are written by a person, with leading space and terminator."""
+
+    id: FileName
+    text: Readable
+    answer: Readable | None = None
+    contrast: Readable | None = None
+    language: Text | None = None
+    group: Text | None = None
+    pair: Text | None = None  # id of the same text in the other language
+    rewordings: tuple[Readable, ...] = ()
+    chat: Flag = False
+    target: TargetKind | None = None  # instead of the study's
+
+    @model_validator(mode="after")
+    def _contrast_differs(self) -> Self:
+        if self.contrast is not None and self.contrast == self.answer:
+            raise ValueError(f"answer and contrast are both {shown(self.answer)}; give two different ones")
+        return self
+
+
+class Study(_Entry):
+    """A whole study, every key optional but `models` and `texts`; `name` is the stem of its file."""
+
+    name: FileName
+    published: bool = False  # set by load_study for studies/default.yaml, whose results are committed
+    models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)]
+    texts: Annotated[tuple[TextEntry, ...], Field(min_length=1)]
+    prefix: Literal["document_start", "none"] = "document_start"
+    target: TargetKind = "logprob"
+    baseline: Baseline = "zero"
+    baselines: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("zero", "mean")  # a difference keeps its sign
+    deletions: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("zero", "eos")  # of the tests of faithfulness
+    keep_sink: Flag = True
+    tolerance: Positive = 0.01  # of |F(x) - F(baseline)|
+    budget: Count = 1000  # gradient evaluations a case and method
+    max_tokens: Count = 128
+    normalisation: Literal["NFC", "NFKC", "none"] = "NFC"
+    methods: Annotated[tuple[Text, ...], Field(min_length=1)] = ("integrated_gradients", "ablation", "sensitivity")
+    continuation: Count = 4  # tokens of the model's own continuation that are explained, on the shortest text
+    steps: Count = 50  # nodes of the original's fixed-step integrated gradients
+    draws: Count = 30  # of noise a token in sensitivity
+    sigma: Positive = 0.1  # standard deviation of that noise, in embedding units
+    seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="after")
+    def _entries_fit(self) -> Self:
+        _distinct("models", "label", [model.label for model in self.models])
+        _distinct("texts", "id", [text.id for text in self.texts])
+        _distinct("methods", "name", list(self.methods))
+        for index, text in enumerate(self.texts):
+            if (text.target or self.target) == "contrast" and text.contrast is None:
+                raise ValueError(
+                    f"texts[{index}].contrast: missing; the target 'contrast' needs it in text {text.id!r}"
+                )
+        return self
+
+
+def _distinct(key: str, field: str, names: list[str]) -> None:
+    """Names become file names, and some file systems do not tell A from a."""
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        first = seen.setdefault(name.casefold(), index)
+        if first != index:
+            raise ValueError(f"{key}[{index}]: has the {field} {name!r} of {key}[{first}]; give each its own")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the 1.2 reading of scalars (`no` is text, `1e-3` a number); a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {shown(key_node.value)} is given twice", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {}
+_SCALARS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),
+}
+for _tag, (_pattern, _first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def locate(path: str | Path) -> Path:
+    """A path as a person writes it: from the current folder, else from the repository's root."""
+    given = Path(path).expanduser()
+    return given if given.is_absolute() or given.exists() else ROOT / given
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and check a study file. Raises UserError, one line, for whatever is wrong with it."""
+    file = locate(path)
+    if not file.exists():
+        known = [f"studies/{other.name}" for other in sorted((ROOT / "studies").glob("*.yaml"))]
+        raise UserError(f"{path}: no such study file; {nearest(str(path), known) if known else 'write one'}")
+    content = _read_yaml(file, str(path))
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected the keys models and texts at the top, got {_kind(content)}")
+    published = file.resolve() == PUBLISHED
+    if file.stem == PUBLISHED.stem and not published:
+        raise UserError(f"{path}: the name {file.stem!r} is the published study's; give this file another name")
+    for key in {"name", "published"} & content.keys():
+        raise UserError(f"{path}: {key}: unknown key; {nearest(key, _keys(Study))}")
+    try:
+        return Study.model_validate(
+            {"name": file.stem, "published": published, **{str(k): v for k, v in content.items()}}
+        )
+    except ValidationError as error:
+        # a list whose only entry is wrong is also called too short
+        problems = [problem for problem in error.errors() if problem["type"] != "too_short" or not problem["input"]]
+        more = f" (and {len(problems) - 1} more to mend after this)" if len(problems) > 1 else ""
+        raise UserError(f"{path}: {_message(problems[0])}{more}") from None
+
+
+def _read_yaml(file: Path, name: str) -> object:
+    try:
+        return yaml.load(file.read_text(encoding="utf-8-sig"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror}); name a YAML file that you may read") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except yaml.reader.ReaderError as error:
+        code = f"U+{error.character:04X}" if isinstance(error.character, int) else shown(error.character)
+        raise UserError(f"{name}: holds the control character {code}; remove it") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{name}: {place}not readable as YAML: {error.problem or error.context}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not readable as YAML: {shown(str(error))}") from None
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [key for key in model.model_fields if model is not Study or key not in ("name", "published")]
+
+
+def _message(problem: ErrorDetails) -> str:
+    """One pydantic problem as `key path: what is wrong; what was expected`."""
+    location, kind, value = problem["loc"], problem["type"], problem.get("input")
+    where = re.sub(r"^\.", "", "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location))
+    if kind == "extra_forbidden":
+        owners: dict[str, type[BaseModel]] = {"models": ModelEntry, "texts": TextEntry}
+        owner = owners.get(str(location[0]), Study) if len(location) > 1 else Study
+        return f"{where}: unknown key; {nearest(str(location[-1]), _keys(owner))}"
+    if kind == "missing":
+        return f"{where}: missing; every study needs models and texts, a model label and model, a text id and text"
+    if kind == "value_error":
+        wrong = f"{shown(value)}: " if isinstance(value, str) else ""
+        return f"{where}: {wrong}{problem['ctx']['error']}" if where else str(problem["ctx"]["error"])
+    if kind == "literal_error":
+        return f"{where}: expected {problem['ctx']['expected']}, got {shown(value)}"
+    if kind == "string_type":
+        return f"{where}: expected text, got {_kind(value)}" + ("" if value is None else "; put it in quotes")
+    expected = {
+        "bool_type": "true or false",
+        "int_type": "a whole number",
+        "float_type": "a number",
+        "tuple_type": "a list",
+        "model_type": "a mapping of keys",
+        "model_attributes_type": "a mapping of keys",
+    }
+    if kind in expected:
+        return f"{where}: expected {expected[kind]}, got {_kind(value)}"
+    if kind == "too_short":
+        return f"{where}: the list is empty; give at least one"
+    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {shown(value)}"
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "nothing"
+    names = {
+        bool: "a truth value",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "a mapping",
+    }
+    return f"{names.get(type(value), 'a ' + type(value).__name__)} ({shown(value)})"

@@ -1,0 +1,326 @@
+"""The long studies behind report/evidence/: what a baseline costs, and the original's claims over a corpus.
+
+Everything goes through the Explainer's cache, so a run that was killed goes on where it was; each step publishes what
+is there. `make report` reads the published tables and never runs this.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from report.evidence_sentences import said
+from report.formats import method_name, to_markdown
+from xai_utils.attribution.result import Attribution
+from xai_utils.attribution.target import Target
+from xai_utils.evaluation.sanity import layers, randomisation
+from xai_utils.models import adapters
+from xai_utils.models.loading import LoadedModel, content_hash
+from xai_utils.study import corpus
+from xai_utils.study import evidence_tables as tables_of
+from xai_utils.study.comparison import deletion_tests
+from xai_utils.study.config import ROOT, Study, TextEntry, UserError, load_study
+from xai_utils.study.explainer import METHODS, Explainer
+from xai_utils.study.jobs import code_version
+from xai_utils.study.results import provenance, rounded, write_text, write_whole
+from xai_utils.study.tables import IG
+from xai_utils.text.cases import Case
+
+FOLDER = ROOT / "report" / "evidence"
+DEFAULT, FURTHER, CORPUS = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus"))
+PARTS = ("baselines", "methods", "sanity", "corpus")
+
+SEQUENCES = 4  # of random tokens, for the sampled baseline
+TRIED = ("zero", "mean", "eos", "space")  # on all texts, beside the study's own
+LIMIT = 200  # gradient evaluations for baselines that are only tried
+MOVED_TEXTS = 4  # texts, the first of both studies by turns, on which every position is moved, or draws are averaged
+SANE = (IG, "input_x_gradient", "ablation", "attention", "rollout")  # methods, some of each family
+ROUGH = {"tolerance": 0.1, "budget": 500}  # of integrated gradients under such weights: enough for ranks
+DRAWN = (0.25, 1.0)  # shares of the layers that are drawn anew, from the top
+SUBSET = 1  # pairs of every group for the other baselines and the controls
+MOVED_PAIRS = 2  # pairs of every group for the run that moves the sink
+MOVED_BASELINE = "mean"  # the only one that certifies when every position is moved (baselines.csv)
+MOVED_TOLERANCE = 0.05  # enough to see a large share
+
+
+def run(only: str | None = None, pairs: int | None = None, folder: Path = FOLDER) -> Path:
+    """Compute and publish all parts, or `only` one of them; `pairs` limits the corpus, a group.
+
+    Returns the summary. Raises UserError for an unknown part and whatever the models and studies raise.
+    """
+    if only not in (None, *PARTS):
+        raise UserError(f"--only {only}: expected {', '.join(PARTS)}; leave it out for all")
+    if only in (None, "baselines"):
+        run_baselines(Explainer(joined(load_study(DEFAULT), load_study(FURTHER))), folder)
+    if only in (None, "methods"):
+        run_methods(Explainer(moved_to(load_study(DEFAULT), load_study(FURTHER))), folder)
+    if only in (None, "sanity"):
+        run_sanity(Explainer(load_study(DEFAULT)), folder)
+    if only in (None, "corpus"):
+        run_corpus(Explainer(first_texts(load_study(CORPUS), pairs)), folder)
+    return summarise(folder)
+
+
+def joined(published: Study, further: Study) -> Study:
+    """The published study with the further texts behind its own: same models, same settings."""
+    return published.model_copy(update={"texts": published.texts + further.texts, "published": False})
+
+
+def moved_to(published: Study, further: Study) -> Study:
+    """The published study's pair and settings on the further texts alone."""
+    pair = tuple(model for model in published.models if model.label in roles(published)[0])
+    return published.model_copy(update={"models": pair, "texts": further.texts, "published": False})
+
+
+def observation(entry: TextEntry) -> str:
+    """The name of a translation pair: that of its first text in the alphabet."""
+    return min(entry.id, entry.pair or entry.id)
+
+
+def first_pairs(study: Study, count: int | None) -> list[str]:
+    """Texts of the first `count` translation pairs of every group, in the study's order; all without a count."""
+    seen: dict[str | None, list[str]] = {}
+    chosen = []
+    for entry in study.texts:
+        pairs = seen.setdefault(entry.group, [])
+        if observation(entry) not in pairs:
+            pairs.append(observation(entry))
+        if count is None or pairs.index(observation(entry)) < count:
+            chosen.append(entry.id)
+    return chosen
+
+
+def first_texts(study: Study, pairs: int | None) -> Study:
+    """The study cut to the first pairs of every group."""
+    keep = set(first_pairs(study, pairs))
+    return study.model_copy(update={"texts": tuple(entry for entry in study.texts if entry.id in keep)})
+
+
+def roles(study: Study) -> tuple[list[str], list[str]]:
+    """Labels of the pair (base first) and of the controls."""
+    by_role = {role: [m.label for m in study.models if m.role == role] for role in ("base", "adapted", "control")}
+    return by_role["base"][:1] + by_role["adapted"][:1], by_role["control"]
+
+
+# ---- baselines
+
+
+def run_baselines(book: Explainer, folder: Path) -> None:
+    """Integrated gradients at every baseline on all texts, and with every position moved on a few."""
+    study = book.study
+    scores, proofs = [], []
+    for found in baseline_steps(book):
+        scores.append(found["word_scores"])
+        proofs.append(found["certificates"])
+        certificates = pd.concat(proofs, ignore_index=True)
+        table = tables_of.baseline_table(pd.concat(scores, ignore_index=True), certificates, study.baseline, LIMIT)
+        publish(table.assign(default=study.baseline), "baselines", folder)
+        publish(certificates, "baselines_cases", folder)
+        publish(provenance(study, book.models.values()), "baselines_provenance", folder)
+        summarise(folder)
+
+
+def baseline_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
+    """The study's own baselines first, with their full budget; what moves every position or samples, on few texts."""
+    study = book.study
+    pair, texts = roles(study)[0], [entry.id for entry in study.texts]
+    few = [texts[index * len(texts) // MOVED_TEXTS] for index in range(min(MOVED_TEXTS, len(texts)))]
+    kept: dict[str, Any] = {"keep_sink": True}
+    moved: dict[str, Any] = {"keep_sink": False}
+    steps: list[tuple[list[str], dict[str, Any]]] = [
+        *((texts, kept | {"baseline": name, "budget": study.budget}) for name in book.baselines),
+        *((few, moved | {"baseline": name, "budget": study.budget}) for name in book.baselines),
+        (few, kept | {"baseline": "sampled", "sequences": SEQUENCES, "budget": 2 * LIMIT}),
+        *((texts, kept | {"baseline": name, "budget": LIMIT}) for name in TRIED if name not in book.baselines),
+    ]
+    for chosen, settings in steps:
+        announce(f"baselines: {settings}, {len(chosen)} texts")
+        found = book.tables([IG], chosen, pair, **settings)
+        found["certificates"] = found["certificates"].assign(budget=settings["budget"])
+        yield found
+
+
+# ---- methods
+
+
+def run_methods(book: Explainer, folder: Path) -> None:
+    """Every method of the published study put to the deletion tests on texts that the study does not hold."""
+    announce(f"{', '.join(book.study.methods)} on {len(book.study.texts)} further texts")
+    found = book.tables(book.study.methods)
+    families = {name: METHODS[name].family for name in book.study.methods}
+    publish(tables_of.method_table(deletion_tests(book, found["word_scores"]), families), "methods", folder)
+    publish(provenance(book.study, book.models.values()), "methods_provenance", folder)
+    summarise(folder)
+
+
+# ---- sanity
+
+
+def run_sanity(book: Explainer, folder: Path) -> None:
+    """Whether a ranking of words survives weights drawn anew from the top, on the published texts and pair."""
+    found = []
+    for label in roles(book.study)[0]:
+        for name in SANE:
+            announce(f"sanity: {name} under {label} with layers drawn anew")
+            found.append(sanity_of(book, label, name))
+            publish(pd.concat(found, ignore_index=True), "sanity", folder)
+            summarise(folder)
+    publish(provenance(book.study, book.models.values()), "sanity_provenance", folder)
+
+
+def sanity_of(book: Explainer, label: str, method: str) -> pd.DataFrame:
+    """Table `sanity` of one method and model, cached; the true scores are those that the study publishes."""
+    study, model, function = book.study, book.models[label], METHODS[method].function
+    cases = [(book.case(label, entry.id), book.target(label, entry.id)) for entry in study.texts]
+    settings = {name: ROUGH.get(name, value) for name, value in book.settings(method).items()}
+
+    def explain(asked: LoadedModel, case: Case, target: Target) -> Attribution:
+        return (
+            book.attribute(label, case.text_id, method) if asked is model else function(asked, case, target, **settings)
+        )
+
+    stages = [math.ceil(share * len(layers(model.model))) for share in DRAWN]
+    key = [
+        method,
+        settings,
+        book.settings(method),
+        stages,
+        study.seed,
+        [(case.ids, target.ids) for case, target in cases],
+    ]
+    file = book.cache_file(model, *cases[0], randomisation, key + [code_version(function.__module__)])
+    if not file.exists():
+        table = randomisation(model, cases, explain, method, stages, study.seed)
+        write_text(file, table.to_json(orient="records", double_precision=15))
+    return pd.DataFrame(json.loads(file.read_text(encoding="utf-8")))
+
+
+# ---- corpus
+
+
+def run_corpus(book: Explainer, folder: Path) -> None:
+    """The corpus study step by step; the questions are put again after each, to all that is there."""
+    study = book.study
+    (base, *_), controls = roles(study)
+    observations = {entry.id: observation(entry) for entry in study.texts}
+    role = {model.label: model.role for model in study.models}
+    parts: list[dict[str, pd.DataFrame]] = []
+    for found in corpus_steps(book):
+        parts.append(found)
+        tables = {
+            name: pd.concat([part[name] for part in parts if len(part[name])], ignore_index=True) for name in found
+        }
+        measured = corpus.measures(tables, study.baseline)
+        tests = corpus.tests(measured, observations, base, study.baseline, controls, study.seed)
+        told = tests.assign(role=tests["model"].map(role), base=base, default=study.baseline)
+        publish(told, "corpus_tests", folder)
+        publish(measured, "corpus_measures", folder)
+        publish(corpus.changes(tables, base, study.baselines), "corpus_changes", folder)
+        publish(corpus.proof_table(tables["certificates"]), "corpus_certificates", folder)
+        publish(provenance(study, book.models.values()), "corpus_provenance", folder)
+        summarise(folder)
+
+
+def corpus_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
+    """The pair on all texts; on the first pairs of each group the other baselines, the controls, and the moved sink."""
+    study = book.study
+    pair, controls = roles(study)
+    few, more = first_pairs(study, SUBSET), first_pairs(study, MOVED_PAIRS)
+    announce(f"{', '.join(study.methods)} on {len(study.texts)} texts")
+    yield book.tables(study.methods, models=pair)
+    for baseline in book.baselines[1:]:
+        announce(f"baseline {baseline}, {len(few)} texts")
+        yield book.tables([IG], few, pair, baseline=baseline)
+    for baseline in book.baselines if controls else ():
+        announce(f"controls, baseline {baseline}, {len(few)} texts")
+        yield book.tables([IG], few, controls, baseline=baseline)
+    announce(f"the sink moved, baseline {MOVED_BASELINE}, tolerance {MOVED_TOLERANCE}, {len(more)} texts")
+    yield book.tables([IG], more, pair, keep_sink=False, baseline=MOVED_BASELINE, tolerance=MOVED_TOLERANCE)
+
+
+# ---- published files
+
+
+def announce(step: str) -> None:
+    print(step, file=sys.stderr, flush=True)
+
+
+def publish(frame: pd.DataFrame, name: str, folder: Path) -> None:
+    """Write one table as CSV, rounded, whole or not at all."""
+    table = frame.map(rounded)
+    write_whole(folder / f"{name}.csv", lambda file: table.to_csv(file, index=False, lineterminator="\n"))
+
+
+def read(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
+    """The published tables by name; none where nothing was published."""
+    tables = {file.stem: pd.read_csv(file) for file in sorted(folder.glob("[!.]*.csv"))}
+    return {name: table.fillna({"claim": ""}) if "claim" in table else table for name, table in tables.items()}
+
+
+def computed_with(tables: Mapping[str, pd.DataFrame]) -> list[tuple[str, str]]:
+    """Label and revision of the models that the tables come from, once each."""
+    made = [table for name, table in tables.items() if name.endswith("_provenance")]
+    rows = [row for table in made for row in zip(table["what"], table["is"], strict=True)]
+    models = ((what.removeprefix("model "), revision) for what, revision in rows if what.startswith("model "))
+    return list(dict.fromkeys(models))
+
+
+def outdated(tables: Mapping[str, pd.DataFrame], study: Study) -> list[str]:
+    """Labels of the study's models whose adapter is another now than when the tables were computed."""
+    former = []
+    for model in study.models:
+        revisions = [revision for label, revision in computed_with(tables) if label == model.label]
+        if model.adapter and revisions:
+            now = f"+adapter:{content_hash(adapters.folder(model.adapter))[:12]}"
+            if not all(now in revision for revision in revisions):
+                former.append(model.label)
+    return former
+
+
+SHOWN = {
+    "sanity": ["model", "method", "layers", "share", "texts", "words", "correlation", "low", "high"],
+    "methods": ["method", "family", "deletion", "cases", "mean_rank", "comprehensiveness_gain", "sufficiency_gain"]
+    + ["comprehensiveness_above_mean", "comprehensiveness_beats_random"],
+    "baselines": ["baseline", "sink", "cases", "budget", "certified", "certified_within", "evaluations_median"]
+    + ["evaluations_max", "rank_mean", "rank_least", "rank_cases"],
+    "corpus_tests": [
+        "claim",
+        "asked",
+        "model",
+        "baseline",
+        "sink",
+        "n",
+        "mean_base",
+        "mean",
+        "difference",
+        "low",
+        "high",
+    ]
+    + ["p_adjusted", "verdict"],
+    "corpus_changes": ["model", "texts", "words", "beyond_floor", "real", "mean_size"],
+    "corpus_certificates": ["model", "baseline", "sink", "cases", "tolerance", "certified", "evaluations_median"],
+}
+
+
+def summarise(folder: Path) -> Path:
+    """Write summary.md from the published tables: what they say, then the tables."""
+    tables = read(folder)
+    blocks = ["# Evidence", "Computed by `make evidence`; every sentence is computed from the tables beside this file."]
+    models = computed_with(tables)
+    if models:
+        blocks.append(f"Computed with {'; '.join(f'`{label}` ({revision})' for label, revision in models)}.")
+    for heading, sentences in said(tables).items():
+        if sentences:
+            blocks += [f"## {heading}", *map(str, sentences)]
+    for name, columns in SHOWN.items():
+        if name in tables:
+            shown = tables[name][columns]
+            shown = shown.assign(method=shown["method"].map(method_name)) if "method" in shown else shown
+            blocks += [f"## Table {name}", to_markdown(shown)]
+    return write_text(folder / "summary.md", "\n\n".join(blocks) + "\n")

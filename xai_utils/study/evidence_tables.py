@@ -1,0 +1,83 @@
+"""What a baseline costs and how the methods rank, from tables alone. Nothing here loads a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from xai_utils.evaluation.agreement import LEAST, leaderboard
+from xai_utils.evaluation.statistics import certified
+
+PLACE = ["text", "model", "baseline", "sink"]
+
+
+# ---- baselines
+
+
+def rank_agreement(word_scores: pd.DataFrame, certificates: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Rank correlation of word scores at each baseline with those at `reference`, the sink kept: a row a case.
+
+    Cases in which one of the two did not converge, or with fewer than three words, are left out.
+    """
+    words = certified(word_scores[word_scores["is_word"].astype(bool)], certificates).dropna(subset="score")
+    key = ["text", "model", "start"]
+    main = words[(words["baseline"] == reference) & (words["sink"] == "kept")].set_index(key)["score"]
+    both = words.join(main.rename("reference"), on=key).dropna(subset="reference")
+    rows = [
+        dict(zip(PLACE, keys, strict=True)) | {"spearman": part["score"].corr(part["reference"], method="spearman")}
+        for keys, part in both.groupby(PLACE)
+        if len(part) >= LEAST
+    ]
+    return pd.DataFrame(rows, columns=[*PLACE, "spearman"])
+
+
+def baseline_table(
+    word_scores: pd.DataFrame, certificates: pd.DataFrame, reference: str, limit: int = 200
+) -> pd.DataFrame:
+    """One row a baseline and sink: how many cases converged, at what cost, and how alike `reference` ranks the words.
+
+    `certificates` has a column `budget`. `certified_within` counts only certificates of at most `limit` gradient
+    evaluations, so that baselines run with other budgets compare; `evaluations` are those spent, converged or not.
+    """
+    ranks = rank_agreement(word_scores, certificates, reference)
+    rows = []
+    for (baseline, sink), part in certificates.groupby(["baseline", "sink"], sort=False):
+        alike = ranks[(ranks["baseline"] == baseline) & (ranks["sink"] == sink)]["spearman"]
+        proven = part["converged"].astype(bool)
+        rows.append(
+            {
+                "baseline": baseline,
+                "sink": sink,
+                "cases": len(part),
+                "tolerance": part["tolerance"].iloc[0],
+                "budget": part["budget"].iloc[0],
+                "certified": proven.mean(),
+                "limit": limit,
+                "certified_within": (proven & (part["evaluations"] <= limit)).mean(),
+                "evaluations_median": part["evaluations"].median(),
+                "evaluations_max": part["evaluations"].max(),
+                "rank_cases": len(alike),
+                "rank_mean": alike.mean(),
+                "rank_least": alike.min(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# ---- methods
+
+
+def method_table(faithfulness: pd.DataFrame, families: Mapping[str, str]) -> pd.DataFrame:
+    """The leaderboard over all cases with each method's family; orders by position alone have none."""
+    board = leaderboard(faithfulness)
+    return board.assign(family=board["method"].map(families).fillna("position"))
+
+
+def best_method(table: pd.DataFrame, family: str) -> str:
+    """The method of a family with the best mean rank over the deletion baselines.
+
+    >>> best_method(pd.DataFrame({"method": ["a", "b", "a"], "family": ["x"] * 3, "mean_rank": [4.0, 3.0, 1.0]}), "x")
+    'a'
+    """
+    return str(table[table["family"] == family].groupby("method")["mean_rank"].mean().idxmin())

@@ -1,0 +1,334 @@
+"""A study times methods gives tables: the one loop, and the one table of methods.
+
+A new method is a function `method(model, case, target, *, ...) -> Attribution` and a line in `METHODS`; notebooks,
+cache, comparison, faithfulness and report then have it. Its keyword-only settings are filled from the study's keys of
+the same name, unless the table's line fixes them.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from xai_utils.attention import rollout
+from xai_utils.attribution import integrated_gradients, perturbation, shapley
+from xai_utils.attribution.absence import shared_mean
+from xai_utils.attribution.continuation import greedy, unrolled
+from xai_utils.attribution.result import Attribution
+from xai_utils.attribution.tables import TABLES, certificate_row, frame, joined, tables_of
+from xai_utils.attribution.target import Target, make_target
+from xai_utils.models.loading import LoadedModel, load
+from xai_utils.study import results
+from xai_utils.study.cluster import Outcome, computed
+from xai_utils.study.config import Study, TextEntry, UserError, nearest
+from xai_utils.study.jobs import Job, attribution, case_key, made_by, reason
+from xai_utils.study.sharing import Claims
+from xai_utils.text.cases import Case, prepare
+
+CASES, TARGETS = 64, 1024  # kept in memory: those in work, however many texts a study has
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table: the function, what it is in a few words, and settings that a study does not change."""
+
+    function: Callable[..., Attribution]
+    description: str
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> list[str]:
+        kinds = inspect.signature(self.function).parameters.values()
+        return [parameter.name for parameter in kinds if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+
+    @property
+    def family(self) -> str:
+        """Which notebook runs it: gradients (02), attention (03), and all others, influence (04)."""
+        module = self.function.__module__.rpartition(".")[2]
+        return {"gradients": "gradients", "rollout": "attention"}.get(module, "influence")
+
+
+METHODS: dict[str, Method] = {
+    "integrated_gradients": Method(
+        integrated_gradients.integrated_gradients, "integrated gradients with a certificate"
+    ),
+    "fixed_steps": Method(
+        integrated_gradients.fixed_steps,
+        "integrated gradients, the original's 50 steps from zero",
+        {"baseline": "zero", "keep_sink": False},
+    ),
+    "input_x_gradient": Method(integrated_gradients.input_x_gradient, "embedding times gradient"),
+    "expected_gradients": Method(
+        integrated_gradients.expected_gradients,
+        "GradientSHAP over sampled tokens",
+        {"tolerance": 0.05, "budget": 128},  # a sample is a gradient, and its error falls with the root of their number
+    ),
+    "ablation": Method(perturbation.ablation, "change of the target with one token or word at the baseline"),
+    "zero_ablation": Method(
+        perturbation.ablation,
+        "ablation to the zero vector, as in the original",
+        {"baseline": "zero", "keep_sink": False},
+    ),
+    "occlusion": Method(shapley.occlusion, "change of the target with a window of words at the baseline"),
+    "sensitivity": Method(perturbation.sensitivity, "standard deviation of the target under noise on a token or word"),
+    "sensitivity_mean": Method(perturbation.sensitivity_mean, "mean absolute change of the target under that noise"),
+    "shapley": Method(shapley.shapley, "Shapley values of words, enumerated or sampled by orders"),
+    "kernel_shap": Method(shapley.kernel_shap, "Shapley values of words by regression on subsets"),
+    "lime": Method(shapley.lime, "local linear model over words"),
+    "attention": Method(rollout.attention, "attention of the last position, mean over all layers and heads"),
+    "rollout": Method(rollout.rollout, "attention followed back through the layers"),
+}
+
+
+def method_named(name: str) -> Method:
+    """Raises UserError, which lists the methods, for an unknown name."""
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}; {nearest(name, METHODS)}")
+    return METHODS[name]
+
+
+class Explainer:
+    """Everything that a study's notebooks compute, each thing once: models, cases and cached attributions."""
+
+    def __init__(self, study: Study):
+        for name in study.methods:
+            method_named(name)
+        self.study = study
+        self.folders = results.folders(study)
+
+    @functools.cached_property
+    def models(self) -> dict[str, LoadedModel]:
+        """The study's models by label, with the mean embedding that those of one width have in common."""
+        loaded = [load(entry) for entry in self.study.models]
+        widths = {model.embedding.shape[1] for model in loaded}
+        common = {
+            width: shared_mean([model for model in loaded if model.embedding.shape[1] == width]) for width in widths
+        }
+        return {model.label: dataclasses.replace(model, reference=common[model.embedding.shape[1]]) for model in loaded}
+
+    def methods(self, family: str) -> list[str]:
+        """The study's methods of one family (gradients, attention, influence)."""
+        return [name for name in self.study.methods if method_named(name).family == family]
+
+    @property
+    def baselines(self) -> list[str]:
+        """The study's own baseline, then the others that a difference must keep its sign at."""
+        return list(dict.fromkeys([self.study.baseline, *self.study.baselines]))
+
+    def on(self, entry: TextEntry) -> Explainer:
+        """The same models and settings on one text of one's own; what it computes is cached with the rest."""
+        self.models  # noqa: B018 - loaded here, for both
+        other = copy.copy(self)
+        other.study = self.study.model_copy(update={"texts": (entry,)})
+        return other
+
+    @functools.lru_cache(CASES)  # noqa: B019 - an Explainer lives as long as its notebook
+    def case(self, label: str, text: str) -> Case:
+        return prepare(self.models[label], self._entry(text), self.study)
+
+    @functools.lru_cache(TARGETS)  # noqa: B019
+    def target(self, label: str, text: str, kind: str | None = None) -> Target:
+        kind = kind or self._entry(text).target or self.study.target
+        return make_target(self.models[label], self.case(label, text), kind)
+
+    def _entry(self, text: str) -> Any:
+        return next(entry for entry in self.study.texts if entry.id == text)
+
+    def attribute(self, label: str, text: str, method: str, target: str | None = None, **settings: Any) -> Attribution:
+        """One attribution, from the cache when the same thing was computed before."""
+        job = self._method(method, label, text, target, settings)
+        self.fill([job])
+        return attribution(job)
+
+    def _method(self, method: str, label: str, text: str, target: str | None, settings: Mapping[str, Any]) -> Job:
+        return self._explaining(method, self.case(label, text), self.target(label, text, target), settings)
+
+    def settings(self, method: str) -> dict[str, Any]:
+        """A method's keyword-only settings: those that its line of the table fixes, and the study's for the others."""
+        line = method_named(method)
+        return {name: getattr(self.study, name) for name in line.settings if hasattr(self.study, name)} | line.fixed
+
+    def _explaining(self, method: str, case: Case, goal: Target, settings: Mapping[str, Any]) -> Job:
+        return self._job(method, METHODS[method].function, case, goal, self.settings(method) | dict(settings))
+
+    def job(
+        self,
+        label: str,
+        text: str,
+        function: Callable[..., Attribution | pd.DataFrame],
+        key: Any = None,
+        **settings: Any,
+    ) -> Job:
+        """`function(model, case, target, **settings)` of a case, which gives a table or an attribution, for `fill`.
+
+        `key` stands for the settings in the name of the cache file, where they hold more than JSON does.
+        """
+        name = function.__name__.strip("_")
+        return self._job(name, function, self.case(label, text), self.target(label, text), settings, key)
+
+    def _job(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        case: Case,
+        goal: Target,
+        settings: Mapping[str, Any],
+        key: Any = None,
+    ) -> Job:
+        model = self.models[case.model]
+        file = self.cache_file(model, case, goal, function, settings if key is None else key)
+        return Job(name, function, model.entry, model.reference, case, goal, file, made_by(model, function), settings)
+
+    def cache_file(
+        self, model: LoadedModel, case: Case, target: Target, function: Callable[..., Any], settings: Any
+    ) -> Path:
+        """Where the result of `function` on one case is kept."""
+        name = case_key(model, case, target, function, settings)
+        return self.folders.cache / name[:2] / f"{name}.json"
+
+    def fill(self, jobs: Iterable[Job]) -> None:
+        """Compute what is not in the cache yet, here or on a cluster; a case that fails does not stop the others.
+
+        What another process is computing is waited for at the end. Raises UserError, which names the cases that failed;
+        a single case's error is raised as it is.
+        """
+        asked, failed, elsewhere, claims = 0, list[tuple[Job, Exception]](), list[Job](), Claims()
+
+        def free() -> Iterator[Job]:
+            nonlocal asked
+            for job in jobs:
+                asked += 1
+                if claims.take(job.file):
+                    yield job
+                elif not job.file.exists():
+                    elsewhere.append(job)
+
+        def keep(found: Iterator[tuple[Job, Outcome]]) -> None:
+            for job, outcome in found:
+                if isinstance(outcome, Exception):
+                    failed.append((job, outcome))
+                    tqdm.write(f"failed: {job}: {reason(outcome)}", file=sys.stderr)
+                else:
+                    results.write_text(job.file, outcome)
+                claims.drop(job.file)
+
+        try:
+            keep(computed(free(), self.models))
+            for job in elsewhere:  # one by one: who waits must hold no claim that another may be waiting for
+                if claims.take(job.file, wait=True):
+                    keep(computed(iter([job]), self.models))
+        finally:
+            claims.drop_all()
+        if failed and asked == 1:
+            raise failed[0][1]
+        if failed:
+            raise UserError(_told(failed, asked)) from failed[0][1]
+
+    def stream(
+        self,
+        methods: Iterable[str],
+        texts: Iterable[str] | None = None,
+        models: Iterable[str] | None = None,
+        target: str | None = None,
+        **settings: Any,
+    ) -> Iterator[dict[str, pd.DataFrame]]:
+        """What `tables` gives, one attribution after the other, so that memory does not grow with their number."""
+        labels, ids = list(models or self.models), list(texts or [entry.id for entry in self.study.texts])
+        names = list(methods)
+        for name in names:
+            method_named(name)
+        for label in labels:
+            for text in ids:
+                self.target(label, text, target)  # what is wrong with a text is told before anything is computed
+        wanted = [(name, label, text) for label in labels for text in ids for name in names]
+        self.fill(
+            self._method(name, label, text, target, settings) for name, label, text in progress(wanted, "explaining")
+        )
+        for name, label, text in wanted:
+            job = self._method(name, label, text, target, settings)
+            yield tables_of(job.case, job.target, attribution(job))
+
+    def tables(
+        self,
+        methods: Iterable[str],
+        texts: Iterable[str] | None = None,
+        models: Iterable[str] | None = None,
+        target: str | None = None,
+        **settings: Any,
+    ) -> dict[str, pd.DataFrame]:
+        """The tables `attributions`, `word_scores` and `certificates` over models, texts and methods."""
+        return joined(list(self.stream(methods, texts, models, target, **settings)))
+
+    def continuations(self, text: str, method: str = "integrated_gradients") -> dict[str, pd.DataFrame]:
+        """Tables `continuations` (matrix continuation x input, long) and `certificates` of one text, for all models."""
+        rows, proofs = [], []
+        for label, model in self.models.items():
+            generated = greedy(model, self.case(label, text), self.study.continuation)
+            prompts = unrolled(model, self.case(label, text), generated)
+            asked = [self._explaining(method, case, goal, {}) for case, goal in prompts]
+            self.fill(progress(asked, label))
+            for step, job in enumerate(asked):
+                case, goal, found = job.case, job.target, attribution(job)
+                keys = case.keys() | goal.keys() | found.keys() | {"step": step, "generated": goal.text}
+                rows += [
+                    keys | {"position": position, "token": token.label, "score": score}
+                    for position, (token, score) in enumerate(zip(case.tokens, found.scores.tolist(), strict=True))
+                ]
+                if found.certificate is not None:
+                    proofs.append(keys | certificate_row(found.certificate))
+        return {"continuations": pd.DataFrame(rows), "certificates": pd.DataFrame(proofs)}
+
+    def write(self, methods: Iterable[str], part: str, **settings: Any) -> dict[str, pd.DataFrame]:
+        """`tables`, written as one part of the study's data while they come."""
+        with results.appending(self.study, TABLES, part) as append:
+            for tables in self.stream(methods, **settings):
+                for name, table in tables.items():
+                    append(name, table)
+        return {name: results.read_table(self.study, name, part) for name in TABLES}
+
+    def store(self, part: str, *runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+        """Several runs of `tables` as one, written as one part of the study's data in place of what it held."""
+        tables = joined(list(runs))
+        for name, table in tables.items():
+            results.write_table(table, self.study, name, part)
+        return tables
+
+    def fixed_with_path(self, label: str, text: str) -> Attribution:
+        """The original's fixed steps with their path, from the cache where they are there."""
+        job = self.job(label, text, integrated_gradients.fixed_path, steps=self.study.steps)
+        self.fill([job])
+        return dataclasses.replace(self.attribute(label, text, "fixed_steps"), path=attribution(job).path)
+
+    def cached_table(
+        self, label: str, text: str, function: Callable[..., pd.DataFrame], **settings: Any
+    ) -> pd.DataFrame:
+        """The table that `function(model, case, target, **settings)` returns, from the cache where it is there."""
+        job = self.job(label, text, function, **settings)
+        self.fill([job])
+        return frame(json.loads(job.file.read_text(encoding="utf-8"))["data"]).assign(**job.case.keys())
+
+
+def progress(jobs: list[Any], what: str) -> Iterator[Any]:
+    """A progress bar for long work, silent in a headless run, whose runner shows its own."""
+    return iter(tqdm(jobs, desc=what, disable=bool(os.environ.get("XAI_HEADLESS")) or len(jobs) < 2))
+
+
+def _told(failed: list[tuple[Job, Exception]], asked: int) -> str:
+    """One line on the cases that failed: what each reason hit."""
+    reasons: dict[str, list[str]] = {}
+    for job, error in failed:
+        reasons.setdefault(reason(error), []).append(str(job))
+    told = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+    return f"{len(failed)} of {asked} cases failed: {told}; the others are kept: mend this and run again"

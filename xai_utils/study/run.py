@@ -1,0 +1,253 @@
+"""The notebooks of a study, in order or several at once.
+
+papermill inspects and execute.py executes; what is here is parameters that exist and keep their type, the order and
+the sharing of the cores, and two runs on one study.
+"""
+
+import ast
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from xai_utils.study import results
+from xai_utils.study.config import ROOT, Study, UserError, load_study, locate, nearest
+from xai_utils.study.execute import CELL_SECONDS, Job, OwnKernel, code_cells, execute
+from xai_utils.study.sharing import SHARED, cores_of_each
+
+NOTEBOOKS = ROOT / "notebooks"
+SEQUENCE = ("01", "02", "03", "04", "05")
+BESIDE = ("00", "06")  # run for the published study too: how its twin was made, and the explorers' static twins
+READS = {"05": {"01", "02", "03", "04"}}  # the notebooks whose tables a notebook reads
+THREADS = "OMP_NUM_THREADS"
+
+
+def run(
+    study_file: str | Path,
+    only: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    timeout: int = CELL_SECONDS,
+    kernels: int = 1,
+    notebooks: Path = NOTEBOOKS,
+) -> list[Job]:
+    """Execute the notebooks 01 to 05, or those that `only` names by number, on a study.
+
+    `settings` are `key=value` for the notebooks' own parameters; `timeout` is in seconds a cell; `kernels` notebooks
+    run at once, which share the cores and the work. The published study's notebooks are replaced by their executed
+    copies; another study's copies go to runs/<study>/notebooks/. Raises UserError.
+    """
+    study = load_study(study_file)
+    if "XAI_RUNS" in os.environ:  # for kernels, which work in another folder
+        os.environ["XAI_RUNS"] = str(Path(os.environ["XAI_RUNS"]).resolve())
+    jobs = plan(study, study_file, only, settings, notebooks)
+    with locked(study):
+        total = sum(len(code_cells(nbformat.read(job.source, as_version=4))) for job in jobs)
+        with tqdm(total=total, unit="cell", file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
+            _execute_all(jobs, timeout, kernels, bar)
+    return jobs
+
+
+def _execute_all(jobs: list[Job], timeout: int, kernels: int, bar: "tqdm[Any]") -> None:
+    """`kernels` jobs at once, first those that others read, none before all that it reads. The first that fails, or an
+    interruption, ends the others.
+    """
+    ended, running = threading.Event(), dict[Future[None], Job]()
+    read = set[str]().union(*READS.values())
+    waiting = sorted(jobs, key=lambda job: job.number not in read)
+    begun = iter(range(1, len(jobs) + 1))
+
+    def work(number: int, job: Job) -> None:
+        if ended.is_set():
+            return
+        bar.set_description(f"{job.source.stem} [{number}/{len(jobs)}]")
+        try:
+            execute(job, timeout, bar, ended)
+        except BaseException:
+            ended.set()
+            raise
+
+    with _cores(kernels) as share, ThreadPoolExecutor(kernels) as pool:
+        try:
+            while waiting or running:
+                unfinished = {job.number for job in (*waiting, *running.values())}
+                ready = [job for job in waiting if not READS.get(job.number, set()) & unfinished]
+                ready = ready[: kernels - len(running)]
+                share(len(running) + len(ready))
+                for job in ready:
+                    waiting.remove(job)
+                    running[pool.submit(work, next(begun), job)] = job
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    running.pop(done)
+                    done.result()
+        except BaseException:
+            ended.set()
+            OwnKernel.end_all()
+            raise
+
+
+@contextmanager
+def _cores(kernels: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function that tells so many kernels to share the cores, those that begin and those that are at work.
+
+    Threads that wait for one another cost much, so each kernel computes on a share of its own, unless the caller's
+    environment says on how many; when one ends, the others take over its cores with their next batch (threads.py).
+    """
+    if kernels == 1 or THREADS in os.environ:
+        yield lambda processes: None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "processes"
+
+        def share(processes: int) -> None:
+            results.write_text(file, str(processes))
+            os.environ[THREADS] = str(cores_of_each(processes))
+
+        os.environ[SHARED] = str(file)
+        try:
+            yield share
+        finally:
+            os.environ.pop(SHARED)
+            os.environ.pop(THREADS, None)
+
+
+def plan(
+    study: Study,
+    study_file: str | Path,
+    only: Sequence[str],
+    settings: Sequence[str],
+    notebooks: Path = NOTEBOOKS,
+) -> list[Job]:
+    """What is to be executed, with every parameter checked before anything starts. Raises UserError."""
+    sources = select(only, notebooks, SEQUENCE + BESIDE if study.published else SEQUENCE)
+    declared = {source: papermill.inspect_notebook(source) for source in sources}
+    given = parse_settings(settings, declared)
+    as_it_is = study.published and not given
+    folder = notebooks if as_it_is else own_folder(study) / "notebooks"
+    jobs = []
+    for source in sources:
+        parameters = {name: value for name, value in given.items() if name in declared[source]}
+        if not study.published:
+            if "study" not in declared[source]:
+                raise UserError(f"{source.name}: has no parameter 'study'; declare it in the cell tagged 'parameters'")
+            parameters["study"] = _portable(locate(study_file))
+        jobs.append(Job(source, folder / source.name, parameters))
+    return jobs
+
+
+def select(only: Sequence[str], notebooks: Path = NOTEBOOKS, otherwise: Sequence[str] = SEQUENCE) -> list[Path]:
+    """The notebooks named by number (`02`) or name, or else `otherwise`, in the order of their file names."""
+    found = {path.stem: path for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))}
+    wanted = [name for item in only for name in item.split(",")] or [n for n in otherwise if _match(n, found)]
+    chosen = set()
+    for name in wanted:
+        matches = _match(name, found)
+        if not matches:
+            raise UserError(f"--only {name}: no such notebook; {nearest(name, found)}")
+        chosen.update(matches)
+    if not chosen:
+        raise UserError(f"{notebooks}: holds no notebooks; expected 01_*.ipynb to 05_*.ipynb")
+    return [found[name] for name in sorted(chosen)]
+
+
+def _match(name: str, found: dict[str, Path]) -> list[str]:
+    stem = Path(name).name.removesuffix(".ipynb")
+    return [known for known in found if known == stem or known.split("_")[0] == stem.zfill(2)]
+
+
+def parse_settings(settings: Sequence[str], declared: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """`key=value` texts as values of the type that the notebooks' own default has. Raises UserError."""
+    known = {name: parameter for parameters in declared.values() for name, parameter in parameters.items()}
+    values = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: expected key=value; write for example --set {setting}=1")
+        if name == "study":
+            raise UserError("--set study: the study is named by --study; write --study FILE")
+        if name not in known:
+            raise UserError(f"--set {name}: no notebook of this run has that parameter; {nearest(name, known)}")
+        values[name] = typed(name, text, known[name]["default"])
+    return values
+
+
+def typed(name: str, text: str, default: str) -> Any:
+    """The text of a parameter as a value of the type of its default, which is given as Python source.
+
+    >>> typed("x", "0012", "'a'"), typed("x", "12", "1"), typed("x", "1e-3", "0.5"), typed("x", "no", "True")
+    ('0012', 12, 0.001, False)
+    """
+    like = _literal(default)
+    if isinstance(like, str):
+        return text
+    kind = type(like).__name__
+    try:
+        if isinstance(like, bool):
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        if isinstance(like, int | float):
+            return type(like)(text)
+    except (KeyError, ValueError):
+        raise UserError(f"--set {name}={text}: expected a {kind} like the default {default}") from None
+    value = _literal(text)
+    if like is not None and type(value) is not type(like):
+        raise UserError(f"--set {name}={text}: expected a {kind} like the default {default}")
+    return value
+
+
+def _literal(source: str) -> Any:
+    try:
+        return ast.literal_eval(source)
+    except (ValueError, SyntaxError):
+        return source
+
+
+def _portable(path: Path) -> str:
+    resolved = path.resolve()
+    return resolved.relative_to(ROOT).as_posix() if resolved.is_relative_to(ROOT) else str(resolved)
+
+
+def own_folder(study: Study) -> Path:
+    """Where a study keeps what is its own and not published."""
+    return results.folders(study).data.parent
+
+
+def not_converged(study: Study) -> str:
+    """One line on the certificates of a study: how many did not converge, and of which methods; empty without any."""
+    try:
+        table = results.read_table(study, "certificates")
+    except UserError:
+        return ""
+    if table.empty:  # methods without a certificate write an empty table, without columns
+        return ""
+    failed = table[~table["converged"].astype(bool)]
+    counts = ", ".join(f"{method} {number}" for method, number in failed["method"].value_counts().items())
+    return f"certificates not converged: {len(failed)} of {len(table)}" + (f" ({counts})" if counts else "")
+
+
+@contextmanager
+def locked(study: Study) -> Iterator[None]:
+    """Hold a study for one run, at most until the process ends. Raises UserError when another holds it."""
+    lock = FileLock(own_folder(study) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"the study {study.name!r} is being run by another process; wait until it ends, or end it"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{own_folder(study)}: cannot be written ({error.strerror}); free space there, or set XAI_RUNS"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -19,8 +19,9 @@ import pandas as pd
 import typer
 
 from benchmarks import GOAL, TEXTS, TO_GOAL
-from xai_utils.study.config import ROOT, UserError
-from xai_utils.study.results import rounded, write_text, write_whole
+from xai_utils.errors import UserError
+from xai_utils.files import ROOT, write_text, write_whole
+from xai_utils.study.results import rounded
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS, REHEARSAL = FOLDER / "results.csv", FOLDER / "rehearsal.csv"

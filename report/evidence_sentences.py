@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from report.formats import method_name
 from report.sentences import Sentence
+from xai_utils.attribution.methods import method_name
 from xai_utils.evaluation.statistics import NONE, UNDECIDED
 from xai_utils.study.corpus import FAILS, HOLDS
 from xai_utils.study.evidence_tables import best_method

@@ -8,26 +8,11 @@ from typing import Any
 import pandas as pd
 
 from report.sentences import Sentence, escape
+from xai_utils.files import write_text
 from xai_utils.study.config import Study
-from xai_utils.study.results import folders, publish, write_text
+from xai_utils.study.results import folders, publish
 
 SHOWN = 3  # significant digits in a table that is read, not computed with
-PROPER = {
-    "kernel_shap": "KernelSHAP",
-    "lime": "LIME",
-    "shapley": "Shapley values",
-    "first_to_last": "first to last (control)",
-    "last_to_first": "last to first (control)",
-}
-
-
-def method_name(method: str) -> str:
-    """A method as prose and figures call it.
-
-    >>> method_name("input_x_gradient"), method_name("lime")
-    ('input x gradient', 'LIME')
-    """
-    return PROPER.get(method, method.replace("_", " "))
 
 
 def cell(value: Any) -> str:

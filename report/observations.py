@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from report.formats import method_name
 from report.sentences import Sentence
+from xai_utils.attribution.methods import method_name
 from xai_utils.evaluation.statistics import FOUND, NONE, UNDECIDED, certified, real
 from xai_utils.study.tables import IG, ORIGINAL, Measured
 

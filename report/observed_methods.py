@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from report import observed_attention as attention
-from report.formats import method_name
 from report.observations import Observation
 from report.sentences import Sentence
+from xai_utils.attribution.methods import method_name
 from xai_utils.study.attention import change_of_heads
 from xai_utils.study.tables import IG, Measured
 

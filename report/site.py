@@ -20,8 +20,9 @@ from mistune.util import safe_entity
 from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 
-from xai_utils.study.config import ROOT, Study
-from xai_utils.study.results import folders, write_text
+from xai_utils.files import ROOT, write_text
+from xai_utils.study.config import Study
+from xai_utils.study.results import folders
 
 TEMPLATES = ROOT / "report" / "template"
 

@@ -11,8 +11,8 @@ os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
 @pytest.fixture(scope="session")
 def smollm2():
     """The default model itself, from the cache that `python -m xai_utils fetch` fills."""
+    from xai_utils.models.entry import ModelEntry
     from xai_utils.models.loading import load
-    from xai_utils.study.config import ModelEntry
 
     return load(ModelEntry(label="base", role="base", model="smollm2-135m-instruct"))
 
@@ -22,7 +22,8 @@ def twins(tmp_path_factory):
     """An Explainer on one text and two tiny models, `base` and `twin`, with a cache of its own."""
     from tests.tiny import tiny_loaded
     from xai_utils.study import explainer
-    from xai_utils.study.config import Study, TextEntry
+    from xai_utils.study.config import Study
+    from xai_utils.text.entry import TextEntry
 
     models = [tiny_loaded("llama", label="base"), tiny_loaded("llama", seed=1, label="twin", role="adapted")]
     texts = (TextEntry(id="capital", text="The capital of France is", answer=" Paris."),)

@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.tiny import VOCABULARY, tiny_tokenizer
+from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import ModelEntry
 
 HIDDEN, CONSTANT, FLAG, CODE, COPY, CARRIER = 64, 0, 1, slice(2, 18), slice(18, 34), 40
 SLOW = HIDDEN // 2 - 1  # the rotary pair of the lowest frequency: it does not turn over a short text

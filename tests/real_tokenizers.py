@@ -15,10 +15,10 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter, generate_merges
 
 from tests.tiny import CORPUS, tiny_loaded
+from xai_utils.files import ROOT
 from xai_utils.models.convert import built_in
 from xai_utils.models.download import fetch_wheel
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import ROOT
 
 RU_TS = ROOT / "models" / "smollm2-135m-ru-ts"
 NAMES = ("smollm2", "ru-ts", "llama-3", "mistral", "wordpiece")

@@ -13,7 +13,7 @@ import pytest
 
 from recipes.token_substitution import corpus, sources
 from recipes.token_substitution.sources import Document
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 
 
 def message_catalogue(pairs: dict[str, str]) -> bytes:

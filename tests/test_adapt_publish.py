@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 
 from recipes.token_substitution import pipeline, prepare, publish
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from xai_utils.errors import UserError
+from xai_utils.files import ROOT
 from xai_utils.models import adapters, loading
-from xai_utils.study.config import ROOT, ModelEntry, UserError
+from xai_utils.models.entry import ModelEntry
 
 CHECKPOINT = ROOT / "models" / "smollm2-135m-ru-ts"
 ROWS = [5, 17, 300, 411]

@@ -19,7 +19,8 @@ from recipes.token_substitution.substituted import Features, Substituted, output
 from recipes.token_substitution.train import Memory, Recipe, Worker
 from tests.killable import RECIPE, ROWS, data, trainer
 from tests.tiny import tiny_model
-from xai_utils.study.config import ROOT, UserError
+from xai_utils.errors import UserError
+from xai_utils.files import ROOT
 
 
 @pytest.fixture

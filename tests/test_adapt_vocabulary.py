@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from recipes.token_substitution import vocabulary
 from tests.tiny import CORPUS, tiny_tokenizer
-from xai_utils.study.config import ROOT
+from xai_utils.files import ROOT
 
 CHECKPOINT = ROOT / "models" / "smollm2-135m-ru-ts"
 ENGLISH = [text for text in CORPUS if text.isascii()]

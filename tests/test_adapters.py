@@ -9,8 +9,9 @@ from tiny import save_tiny, tiny_model, tiny_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from xai_utils.errors import UserError
+from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, content_hash, load
-from xai_utils.study.config import ModelEntry, UserError
 
 IDS = torch.tensor([[0, 70, 300, 5, 411, 2, 70]])
 ROWS = [70, 411, 509]

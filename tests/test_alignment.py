@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from tests import real_tokenizers as real
 from xai_utils.attribution.result import Attribution, to_words
 from xai_utils.attribution.tables import word_rows
-from xai_utils.study.config import Study, TextEntry, UserError, text_problem
+from xai_utils.errors import UserError
+from xai_utils.fields import text_problem
+from xai_utils.study.config import Study
 from xai_utils.text.alignment import side_by_side, split_tokens
 from xai_utils.text.cases import prepare, units, word_weights, words
+from xai_utils.text.entry import TextEntry
 
 ALPHABETS = st.one_of(
     st.characters(exclude_categories=["Cc", "Cs", "Cn"]),

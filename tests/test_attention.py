@@ -13,8 +13,10 @@ from tiny import tiny_loaded, tiny_model
 
 from xai_utils.attention import layers
 from xai_utils.attention.layers import Layer, head_table, observations, pool, statistics, stream, uniform, without_sink
-from xai_utils.study.config import Study, TextEntry, UserError
+from xai_utils.errors import UserError
+from xai_utils.study.config import Study
 from xai_utils.text.cases import prepare
+from xai_utils.text.entry import TextEntry
 
 TEXT = "The capital of France is Paris, and the capital of Russia is Москва."
 
@@ -280,7 +282,9 @@ import psutil
 from xai_utils.attention.layers import head_table, stream
 from xai_utils.attention.maps import maps
 from xai_utils.models.loading import load
-from xai_utils.study.config import ModelEntry, Study, TextEntry
+from xai_utils.study.config import Study
+from xai_utils.text.entry import TextEntry
+from xai_utils.models.entry import ModelEntry
 from xai_utils.text.cases import prepare
 
 model = load(ModelEntry(label="base", model="smollm2-135m-instruct"))

@@ -6,12 +6,14 @@ import pytest
 from test_attention import collect
 from tiny import tiny_loaded
 
-from xai_utils.attention import heads, layers, maps, rollout
+from xai_utils.attention import heads, layers, maps
 from xai_utils.attention.words import attention_change, word_attention
+from xai_utils.attribution import rollout
 from xai_utils.study import attention as study_of
 from xai_utils.study import explainer
-from xai_utils.study.config import Study, TextEntry
+from xai_utils.study.config import Study
 from xai_utils.text.cases import prepare
+from xai_utils.text.entry import TextEntry
 
 TEXTS = (
     TextEntry(id="capital", text="The capital of France is", rewordings=("The capital city of France is",)),

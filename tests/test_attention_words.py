@@ -17,7 +17,7 @@ from xai_utils.attention.words import (
     shared_words,
     word_attention,
 )
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 from xai_utils.text.cases import units, word_weights
 
 TEXT = "Сколько планет в Солнечной системе?"

@@ -25,7 +25,8 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from tests.tiny import save_tiny
-from xai_utils.study.config import ROOT, load_study
+from xai_utils.files import ROOT
+from xai_utils.study.config import load_study
 from xai_utils.study.explainer import Explainer
 from xai_utils.widgets import views
 

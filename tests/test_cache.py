@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from xai_utils import files
+from xai_utils.errors import UserError
 from xai_utils.files import beside, cache_folder, file_sha256, finish, is_whole, locked, writing
-from xai_utils.study.config import UserError
 
 
 def test_the_cache_is_where_xai_cache_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

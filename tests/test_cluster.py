@@ -12,10 +12,12 @@ import pytest
 
 from tests.tiny import save_tiny
 from xai_utils.attribution import integrated_gradients
+from xai_utils.attribution.methods import METHODS, Method
 from xai_utils.attribution.result import Attribution
+from xai_utils.errors import UserError
 from xai_utils.study import cluster
-from xai_utils.study.config import Study, UserError
-from xai_utils.study.explainer import METHODS, Explainer, Method
+from xai_utils.study.config import Study
+from xai_utils.study.explainer import Explainer
 
 METHOD_NAMES = ["integrated_gradients", "ablation", "sensitivity"]
 

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.tiny import tiny_loaded
+from xai_utils.errors import UserError
 from xai_utils.evaluation.statistics import certified, corrected, differences, interval, paired_test, real, spread
 from xai_utils.study import explainer
-from xai_utils.study.config import Study, TextEntry, UserError
+from xai_utils.study.config import Study
 from xai_utils.study.explainer import Explainer
+from xai_utils.text.entry import TextEntry
 
 WORDS = ("Water", "boils", ".")
 finite = st.floats(-100, 100).map(lambda value: round(value, 3))

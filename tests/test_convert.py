@@ -6,10 +6,11 @@ from gguf import GGMLQuantizationType as Kind
 from tiny import tiny_model, tiny_tokenizer
 from tiny_gguf import write_gguf
 
+from xai_utils.errors import UserError
 from xai_utils.files import is_whole
 from xai_utils.models import convert
+from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import load
-from xai_utils.study.config import ModelEntry, UserError
 
 IDS = torch.tensor([[0, 70, 300, 5, 411, 2, 70]])
 

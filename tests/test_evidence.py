@@ -7,12 +7,15 @@ import pandas as pd
 import pytest
 
 from tests.tiny import tiny_loaded
+from xai_utils.attribution import methods
+from xai_utils.attribution.methods import METHODS
+from xai_utils.errors import UserError
 from xai_utils.evaluation.statistics import FOUND, NONE, UNDECIDED
 from xai_utils.models import adapters
 from xai_utils.models.loading import content_hash
 from xai_utils.study import corpus, evidence, explainer
-from xai_utils.study.config import Study, UserError, load_study
-from xai_utils.study.explainer import METHODS, Explainer
+from xai_utils.study.config import Study, load_study
+from xai_utils.study.explainer import Explainer
 from xai_utils.study.tables import IG
 from xai_utils.text.cases import words
 
@@ -98,7 +101,7 @@ def tiny(tmp_path, monkeypatch):
 
         counted.__module__, counted.__name__ = line.function.__module__, line.function.__name__
         counted.__signature__ = inspect.signature(line.function)
-        monkeypatch.setitem(METHODS, name, explainer.Method(counted, "", line.fixed))
+        monkeypatch.setitem(METHODS, name, methods.Method(counted, "", line.fixed))
     monkeypatch.setattr(evidence, "load_study", small)
     monkeypatch.setattr(explainer, "load", lambda entry: next(m for m in models if m.label == entry.label))
     return tmp_path / "evidence", computed

@@ -11,11 +11,15 @@ import pytest
 import torch
 
 from tests.tiny import tiny_loaded
-from xai_utils.attribution import integrated_gradients
+from xai_utils.attribution import integrated_gradients, methods
+from xai_utils.attribution.methods import METHODS, Method
 from xai_utils.attribution.result import Attribution
+from xai_utils.errors import UserError
+from xai_utils.files import ROOT
 from xai_utils.study import explainer
-from xai_utils.study.config import ROOT, Study, TextEntry, UserError
-from xai_utils.study.explainer import METHODS, Explainer, Method
+from xai_utils.study.config import Study
+from xai_utils.study.explainer import Explainer
+from xai_utils.text.entry import TextEntry
 
 USED = ("Objective", "additive", "baseline_rows")  # what the README's method imports
 
@@ -165,9 +169,9 @@ def test_rows_written_while_they_come_are_the_table(book, monkeypatch):
 def test_the_readme_s_method_runs_as_it_stands(book, monkeypatch):
     readme = (ROOT / "README.md").read_text()
     code = readme.split("## Add a method")[1].split("```python\n")[1].split("```")[0]
-    monkeypatch.setattr(explainer, "METHODS", dict(METHODS))
+    monkeypatch.setattr(methods, "METHODS", dict(METHODS))
     monkeypatch.setitem(sys.modules, "typed", ModuleType("typed"))  # no file, as in a notebook
-    names = {"__name__": "typed", "METHODS": explainer.METHODS, "Method": Method, "np": np}
+    names = {"__name__": "typed", "METHODS": methods.METHODS, "Method": Method, "np": np}
     exec(
         "from __future__ import annotations\n" + code,
         names | {name: getattr(integrated_gradients, name) for name in USED},

@@ -13,8 +13,8 @@ from xai_utils.attribution.perturbation import ablation
 from xai_utils.attribution.shapley import shapley
 from xai_utils.attribution.tables import word_rows
 from xai_utils.attribution.target import Objective
+from xai_utils.errors import UserError
 from xai_utils.evaluation.faithfulness import Deletion, faithfulness, percentile
-from xai_utils.study.config import UserError
 from xai_utils.text.cases import units
 
 FOUR = "The capital of France"

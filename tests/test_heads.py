@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from xai_utils.attention.heads import GROUPS, group_heads, induction, probe_ids
 from xai_utils.attention.layers import head_table, statistics, stream, uniform
+from xai_utils.errors import UserError
+from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import ModelEntry, UserError
 
 CODE = 64  # numbers in a token's random code of +-1
 TURNING = 24  # rotary pairs that turn fast enough to tell positions apart; the others carry codes unturned

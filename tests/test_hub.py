@@ -125,7 +125,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[Hub]]:
 SNAPSHOTS = """
 import json, sys
 from xai_utils.models.hub import MODEL_FILES, TOKENIZER_FILES, snapshot
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 for repository, revision in json.loads(sys.argv[1]):
     try:
         folder, commit = snapshot(repository, revision, TOKENIZER_FILES if repository == "own/words" else MODEL_FILES)
@@ -137,7 +137,7 @@ for repository, revision in json.loads(sys.argv[1]):
 LOADED = """
 import json, sys, torch
 from xai_utils.models.loading import load
-from xai_utils.study.config import ModelEntry
+from xai_utils.models.entry import ModelEntry
 for model, revision, tokenizer in json.loads(sys.argv[1]):
     loaded = load(ModelEntry(label="m", model=model, revision=revision, tokenizer=tokenizer))
     logits = loaded.model(torch.tensor([[0, 70, 300, 5]])).logits[0, -1, :3].tolist()

@@ -7,8 +7,8 @@ import pytest
 
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution import integrated_gradients, perturbation
+from xai_utils.errors import UserError
 from xai_utils.study import jobs
-from xai_utils.study.config import UserError
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,9 @@
 from tests.real_tokenizers import tokenizer
 from tests.tiny import tiny_loaded
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import Study, TextEntry
+from xai_utils.study.config import Study
 from xai_utils.text.cases import prepare
+from xai_utils.text.entry import TextEntry
 
 SENTENCE = "Сколько планет в Солнечной системе?"
 # The keys of the original report's two tables of scores, in order.

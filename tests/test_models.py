@@ -7,9 +7,10 @@ from safetensors.torch import load_file, save_file
 from tiny import ARCHITECTURES, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
 
+from xai_utils.errors import UserError
 from xai_utils.models import loading
+from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, content_hash, load
-from xai_utils.study.config import ModelEntry, UserError
 
 IDS = torch.tensor([[0, 70, 300, 5, 411, 2, 70]])
 

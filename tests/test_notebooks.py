@@ -12,7 +12,8 @@ import nbformat
 import pytest
 import torch
 
-from xai_utils.study.config import ROOT, load_study
+from xai_utils.files import ROOT
+from xai_utils.study.config import load_study
 from xai_utils.study.results import read_table
 from xai_utils.study.run import NOTEBOOKS, SEQUENCE, select
 

@@ -13,7 +13,7 @@ from synthetic import measured, refreshed
 
 from report import limits, observed_methods
 from report import observations as say
-from report.formats import method_name
+from xai_utils.attribution.methods import method_name
 from xai_utils.study.tables import Measured
 
 PAIR = ("base", "ru-ts")

@@ -10,8 +10,10 @@ from tests.tiny import tiny_loaded
 from xai_utils.attribution.absence import baseline_rows
 from xai_utils.attribution.path import FIRST_ROUND, SMOOTH, _interlace, _Path, _rule, _smooth_pieces, integrate
 from xai_utils.attribution.target import Objective, make_target
-from xai_utils.study.config import Study, TextEntry, UserError
+from xai_utils.errors import UserError
+from xai_utils.study.config import Study
 from xai_utils.text.cases import prepare
+from xai_utils.text.entry import TextEntry
 
 
 class Polynomial:

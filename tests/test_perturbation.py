@@ -15,7 +15,7 @@ from xai_utils.attribution.perturbation import (
     sensitivity_mean,
 )
 from xai_utils.attribution.target import Objective
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 from xai_utils.text.cases import units
 
 TEXT = "The capital of France"  # a word of one token, and words of several

@@ -6,10 +6,10 @@ import pytest
 
 from tests.planted import planted_model
 from tests.tiny import tiny_case, tiny_loaded
+from xai_utils.attribution.methods import METHODS
 from xai_utils.attribution.tables import word_rows
 from xai_utils.attribution.target import next_token
 from xai_utils.evaluation.faithfulness import faithfulness
-from xai_utils.study.explainer import METHODS
 from xai_utils.text.cases import units
 
 TEXT = "The capital of France is"

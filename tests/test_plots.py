@@ -15,9 +15,11 @@ from tests.tiny import tiny_loaded
 from xai_utils.attribution.integrated_gradients import fixed_path, fixed_steps, integrated_gradients
 from xai_utils.attribution.result import Certificate, Piece
 from xai_utils.attribution.target import make_target
+from xai_utils.errors import UserError
 from xai_utils.plots import path, style
-from xai_utils.study.config import Study, TextEntry, UserError
+from xai_utils.study.config import Study
 from xai_utils.text.cases import prepare
+from xai_utils.text.entry import TextEntry
 
 KEYS = {"study": "s", "text": "t", "model": "base", "role": "base", "target": "logprob", "target_text": " Paris."}
 METHOD = {"method": "integrated_gradients", "baseline": "mean", "sink": "kept", "unit": "nats"}

@@ -10,8 +10,8 @@ from tiny import tiny_loaded
 
 from xai_utils.attention.heads import group_heads
 from xai_utils.attention.layers import head_table, statistics
-from xai_utils.attention.rollout import drift
 from xai_utils.attention.words import attention_change, most_changed, word_attention
+from xai_utils.attribution.rollout import drift
 from xai_utils.plots import heatmaps, style
 
 TEXT = "Сколько планет в Солнечной системе?"

@@ -11,7 +11,7 @@ from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.absence import baseline_rows
 from xai_utils.attribution.masking import Presence, all_subsets, branching, draw_error, evaluate, players
 from xai_utils.attribution.target import Objective
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 from xai_utils.text.cases import units
 
 TEXT = "Столица Франции - Париж"

@@ -16,9 +16,9 @@ from test_observations import changed
 
 from report import build, claims, limits, observations, observed_methods
 from report.sentences import Sentence
+from xai_utils.errors import UserError
 from xai_utils.plots.style import figure, save
 from xai_utils.study import results
-from xai_utils.study.config import UserError
 from xai_utils.study.tables import Measured
 
 TRIPLE = ("base", "ru-ts", "shuffled")

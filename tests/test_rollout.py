@@ -9,7 +9,7 @@ from test_attention import case_of
 from tiny import tiny_loaded
 
 from xai_utils.attention import layers as weights_of
-from xai_utils.attention import rollout
+from xai_utils.attribution import rollout
 from xai_utils.attribution.target import make_target
 from xai_utils.text.cases import word_weights
 

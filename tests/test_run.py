@@ -15,11 +15,13 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
 from xai_utils.__main__ import app
+from xai_utils.attribution.methods import METHODS
+from xai_utils.errors import UserError
+from xai_utils.files import ROOT
 from xai_utils.study import execute as executing
 from xai_utils.study import results
-from xai_utils.study.config import ROOT, UserError, load_study
+from xai_utils.study.config import load_study
 from xai_utils.study.execute import Job, execute
-from xai_utils.study.explainer import METHODS
 from xai_utils.study.run import locked, not_converged, parse_settings, plan, run, select, typed
 
 PARAMETERS = 'study = "studies/default.yaml"\ncode = "a"\nlayer = 0\nwidgets = False\nsigma = 0.1\nheads = [0, 1]'

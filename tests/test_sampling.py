@@ -20,7 +20,7 @@ from xai_utils.attribution.shapley import (
     occlusion,
     shapley,
 )
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 from xai_utils.text.cases import units
 
 EIGHT = "The capital of France is a garden."

@@ -10,8 +10,8 @@ from scipy import stats
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.integrated_gradients import integrated_gradients
 from xai_utils.attribution.perturbation import ablation
+from xai_utils.errors import UserError
 from xai_utils.evaluation.sanity import layers, pooled_correlation, randomisation, randomised
-from xai_utils.study.config import UserError
 
 TEXTS = ["The capital of France is", "The cat sat on the mat, and dogs ran", "Сколько планет в Солнечной системе?"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 from xai_utils.study.sharing import Claims
 
 HOLDER = """

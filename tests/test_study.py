@@ -8,17 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xai_utils.study.config import (
-    ROOT,
-    ModelEntry,
-    Study,
-    TextEntry,
-    UserError,
-    load_study,
-    locate,
-    nearest,
-    text_problem,
-)
+from xai_utils.errors import UserError, nearest
+from xai_utils.fields import text_problem
+from xai_utils.files import ROOT, locate
+from xai_utils.models.entry import ModelEntry
+from xai_utils.study.config import Study, load_study
+from xai_utils.text.entry import TextEntry
 
 MODEL = "models: [{label: base, model: smollm2-135m-instruct}]\n"
 TEXT = 'texts: [{id: a, text: "The capital of France is"}]\n'

@@ -6,8 +6,10 @@ from captum.attr import IntegratedGradients
 
 from tests.tiny import tiny_loaded
 from xai_utils.attribution.target import UNITS, Objective, make_target, next_token
-from xai_utils.study.config import Study, TextEntry, UserError
+from xai_utils.errors import UserError
+from xai_utils.study.config import Study
 from xai_utils.text.cases import pad, prepare
+from xai_utils.text.entry import TextEntry
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gemma2"]
 TEXT = "The capital of France is"

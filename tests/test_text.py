@@ -12,9 +12,11 @@ from tokenizers.models import BPE, Unigram, WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import CORPUS, tiny_loaded, tiny_tokenizer
+from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import Study, TextEntry, UserError
+from xai_utils.study.config import Study
 from xai_utils.text.cases import Case, Token, continuation_ids, normalise, pad, prepare, units, word_weights, words
+from xai_utils.text.entry import TextEntry
 
 TINY = tiny_loaded("llama")
 

@@ -5,8 +5,9 @@ import pytest
 
 from tests.test_text import bytes_alone, with_tokenizer
 from tests.tiny import tiny_loaded
-from xai_utils.study.config import Study, TextEntry
+from xai_utils.study.config import Study
 from xai_utils.text.cases import prepare
+from xai_utils.text.entry import TextEntry
 from xai_utils.text.tokens import cut_warnings, padding_effect, token_table, tokenization_table
 
 TEXT = "Да, no"  # 2 + 1 + 1 + 2 characters, of which the two Cyrillic ones take two bytes each

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from test_plots_attention import texts_inside
 
+from xai_utils.errors import UserError
 from xai_utils.evaluation.statistics import differences
-from xai_utils.study.config import TextEntry, UserError
+from xai_utils.text.entry import TextEntry
 from xai_utils.widgets import views
 
 TEXT, ANSWER = "The cat sat on the mat", " and the dog."

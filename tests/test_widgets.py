@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 from xai_utils.widgets import explorers, views
 from xai_utils.widgets.views import View
 

@@ -22,9 +22,11 @@ from transformers import (
 )
 
 from xai_utils.attribution.target import Target, make_target
+from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import ModelEntry, Study, TextEntry
+from xai_utils.study.config import Study
 from xai_utils.text.cases import Case, prepare
+from xai_utils.text.entry import TextEntry
 
 VOCABULARY = 512
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from xai_utils.study.config import UserError, load_study
+from xai_utils.errors import UserError
+from xai_utils.study.config import load_study
 
 app = typer.Typer(
     help="Explain a language model and its adapted twin.",
@@ -85,7 +86,7 @@ def evidence(
 @app.command()
 def methods() -> None:
     """List the attribution methods that a study may name."""
-    from xai_utils.study.explainer import METHODS
+    from xai_utils.attribution.methods import METHODS
 
     for name, method in METHODS.items():
         print(f"{name:22} {method.description}")

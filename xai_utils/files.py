@@ -1,4 +1,4 @@
-"""The cache folder, and the rule by which anything comes to be in it: made beside its place, moved there when whole.
+"""Where files lie, and the rule by which any comes to be: made beside its place, moved there when whole.
 
 A folder counts as whole by the stamp that is written into it last. A file lock keeps two processes apart; what a
 process that died has left is cleared by the next one that holds the lock.
@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,9 +19,16 @@ import platformdirs
 from filelock import FileLock
 from tqdm import tqdm
 
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
 STAMP = "complete.json"
+
+
+def locate(path: str | Path) -> Path:
+    """A path as a person writes it: from the current folder, else from the repository's root."""
+    given = Path(path).expanduser()
+    return given if given.is_absolute() or given.exists() else ROOT / given
 
 
 def cache_folder() -> Path:
@@ -103,6 +111,41 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def first_line(error: BaseException) -> str:
-    """The part of a library's message that fits into one of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, put in place at the end; an error or an interruption leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """What the system refuses while `path` is written becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); expected a folder with free space; free some or set XAI_RUNS"
+        ) from None
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then put it in place; an interruption leaves the old file.
+
+    Raises UserError when the disk is full or the folder cannot be written.
+    """
+    with refusals(path), whole(path) as temporary:
+        write(temporary)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    return write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from recipes.token_substitution import pipeline
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

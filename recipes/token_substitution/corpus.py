@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recipes.token_substitution.sources import SOURCES, Document, documents, fetch_package
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 
 HELD_OUT_SHARE = 0.02
 HELD_OUT_LEAST = 3  # documents of a kind

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from recipes.token_substitution.vocabulary import unspelled
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 
 Rows = Float[Tensor, "rows hidden"]
 

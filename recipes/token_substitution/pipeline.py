@@ -21,11 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from recipes.token_substitution import corpus, initialise, measure, prepare, publish, train, translate, vocabulary
 from recipes.token_substitution.corpus import Corpus
 from recipes.token_substitution.substituted import Substituted
-from xai_utils.files import cache_folder
+from xai_utils.errors import UserError, nearest
+from xai_utils.files import cache_folder, write_text
 from xai_utils.models import loading
 from xai_utils.models.adapters import embedding_matrix
-from xai_utils.study.config import ModelEntry, UserError, nearest
-from xai_utils.study.results import write_text
+from xai_utils.models.entry import ModelEntry
 
 BASE = "smollm2-135m-instruct"
 TWO_CORES = train.Recipe()  # about 2.5 hours with corpus and evaluation

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from recipes.token_substitution.prepare import save_tokenizer
-from xai_utils.study.config import ROOT, UserError
-from xai_utils.study.results import rounded, write_text, write_whole
+from xai_utils.errors import UserError
+from xai_utils.files import ROOT, write_text, write_whole
+from xai_utils.study.results import rounded
 
 NAME = "smollm2-135m-ru-ts"
 LIMIT = 16 * 2**20  # bytes of the whole checkpoint

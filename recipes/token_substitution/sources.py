@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 
 Pair = tuple[list[str], list[str]]
 NEVER = r"$^"

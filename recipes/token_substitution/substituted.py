@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from xai_utils.errors import UserError
 from xai_utils.models.adapters import embedding_matrix
-from xai_utils.study.config import UserError
 
 
 class Substituted(nn.Module):

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from recipes.token_substitution.substituted import Features, Substituted, output_surprise
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 
 TOGETHER = 16  # sequences that go through the body at once: what bounds the memory of a step
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from recipes.token_substitution import corpus, initialise
 from recipes.token_substitution.sources import Document
-from xai_utils.study.results import write_whole
+from xai_utils.files import write_whole
 
 ROUNDS = 6
 LONGEST = 200  # tokens of a paragraph

@@ -13,7 +13,7 @@ from recipes.token_substitution import measure, pipeline, publish, train
 from recipes.token_substitution.corpus import Corpus, Text
 from recipes.token_substitution.substituted import Substituted
 from xai_utils.models import loading
-from xai_utils.study.config import ModelEntry
+from xai_utils.models.entry import ModelEntry
 
 BUDGET = 40_960  # tokens
 EXCERPT = 1_200  # characters of each held-out document

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xai_utils.attention.layers import statistics, stream, uniform
+from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import UserError
 
 GROUPS = {
     "induction": "the token that followed the last occurrence of the present one",

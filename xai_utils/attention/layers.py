@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import UserError
 from xai_utils.text.cases import Case
 
 LOCAL = 4  # keys that count as near: the query's own position and the three before it

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from scipy.special import rel_entr
 
 from xai_utils.attention.layers import Layer, pool, stream
+from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import UserError
 from xai_utils.text.cases import Case, units, word_weights
 
 START, OTHER = "‹start›", "‹other›"  # what stands in front of the text, and whatever else is no word

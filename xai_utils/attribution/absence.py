@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from xai_utils.errors import UserError, nearest
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import UserError, nearest
 from xai_utils.text.cases import Case
 
 BASELINES = {

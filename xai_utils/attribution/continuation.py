@@ -11,8 +11,8 @@ import dataclasses
 import torch
 
 from xai_utils.attribution.target import Target
+from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import UserError
 from xai_utils.text.cases import Case, Token, token_name
 
 

@@ -18,8 +18,8 @@ from xai_utils.attribution.absence import baseline_rows, moved
 from xai_utils.attribution.path import fixed_rule, integrate
 from xai_utils.attribution.result import FLOOR, Attribution, Certificate, to_words
 from xai_utils.attribution.target import Objective, Target
+from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import UserError
 from xai_utils.text.cases import Case
 
 

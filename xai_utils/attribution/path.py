@@ -26,7 +26,7 @@ from torch import Tensor
 
 from xai_utils.attribution.result import FLOOR, Certificate, Piece
 from xai_utils.attribution.target import Objective
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 
 LEVELS = (2, 3, 4)  # orders of the Patterson rules: 7, 15 and 31 nodes
 FIRST = ((0.0, 0.5), (0.5, 1.0))

@@ -20,8 +20,8 @@ from xai_utils.attribution.absence import moved
 from xai_utils.attribution.masking import Presence, draw_error, evaluate, players
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.target import Objective, Target
+from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import UserError
 from xai_utils.text.cases import Case, units
 
 Positions = tuple[int, ...]

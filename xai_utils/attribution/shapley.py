@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float
 from xai_utils.attribution.masking import Presence, all_subsets, draw_error
 from xai_utils.attribution.result import FLOOR, Attribution
 from xai_utils.attribution.target import Target
+from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import UserError
 from xai_utils.text.cases import Case, units
 
 PAIRS = 8  # of orders in a round of Shapley sampling

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.models.memory import ENOUGH, positions
 from xai_utils.models.prefix import Prefix
 from xai_utils.models.threads import in_passes
-from xai_utils.study.config import UserError
 from xai_utils.text.cases import Case
 
 UNITS = {"logprob": "nats", "logit": "logits", "contrast": "nats", "sum_logits": "logits"}

@@ -20,8 +20,8 @@ from jaxtyping import Bool, Float, Int
 from xai_utils.attribution.masking import Presence, all_subsets
 from xai_utils.attribution.shapley import chains, exact_shapley
 from xai_utils.attribution.target import Target
+from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import UserError
 from xai_utils.text.cases import Case, units
 
 ENUMERATED = 8  # words up to which every subset is evaluated

@@ -22,8 +22,8 @@ from torch import nn
 
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.target import Target
+from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import UserError
 from xai_utils.text.cases import Case, units
 
 Scores = Float[np.ndarray, " word"]

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from xai_utils.files import first_line
-from xai_utils.study.config import UserError, locate
+from xai_utils.errors import UserError, first_line
+from xai_utils.files import locate
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

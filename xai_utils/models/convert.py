@@ -26,9 +26,9 @@ from transformers import (
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.utils import logging
 
-from xai_utils.files import beside, cache_folder, file_sha256, finish, first_line, is_whole, locked, writing
+from xai_utils.errors import UserError, first_line
+from xai_utils.files import beside, cache_folder, file_sha256, finish, is_whole, locked, writing
 from xai_utils.models.download import BUILT_IN, fetch_wheel
-from xai_utils.study.config import UserError
 
 VERSION = 1  # raise it when a conversion would come out different: copies and results made before then no longer count
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from xai_utils.errors import UserError
 from xai_utils.files import beside, cache_folder, file_sha256, locked, writing
-from xai_utils.study.config import UserError
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
-from xai_utils.files import first_line, writing
+from xai_utils.errors import UserError, first_line, nearest
+from xai_utils.files import writing
 from xai_utils.models.download import BUILT_IN
-from xai_utils.study.config import UserError, nearest
 
 TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]

@@ -26,9 +26,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from xai_utils.files import cache_folder, file_sha256, first_line
+from xai_utils.errors import UserError, first_line, shown
+from xai_utils.files import cache_folder, file_sha256, locate
 from xai_utils.models import adapters, convert, download, hub
-from xai_utils.study.config import ModelEntry, UserError, locate, shown
+from xai_utils.models.entry import ModelEntry
 
 Attention = Literal["sdpa", "eager"]
 

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from report.formats import method_name
 from report.observations import largest_differences, pair_rows
+from xai_utils.attribution.methods import method_name
+from xai_utils.errors import UserError
 from xai_utils.evaluation.statistics import real
 from xai_utils.plots.style import (
     INK,
@@ -34,8 +35,8 @@ from xai_utils.plots.style import (
     readable,
     style,
 )
-from xai_utils.study.config import TextEntry, UserError
 from xai_utils.study.tables import IG, Measured
+from xai_utils.text.entry import TextEntry
 
 FIRST, SECOND, BAND = "#4d4d4d", "#e08214", "#d9d9d9"  # base, other (safe beside each other), floor
 PALETTE = (FIRST, SECOND, "#8073ac", "#35978f", "#bf812d", "#c51b7d")

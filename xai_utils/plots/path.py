@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from xai_utils.attribution.result import FLOOR, Attribution, Certificate, Piece
+from xai_utils.errors import UserError
 from xai_utils.plots.style import (
     INK,
     LETTER,
@@ -33,7 +34,6 @@ from xai_utils.plots.style import (
     readable,
     style,
 )
-from xai_utils.study.config import UserError
 
 WIDTH = 5.2  # inches a path
 NAMED = 6  # words that a dose-response figure names; the others are grey

@@ -28,10 +28,10 @@ from matplotlib.textpath import TextToPath
 from PIL import Image as Pictures
 from PIL.PngImagePlugin import PngInfo
 
-from report.formats import method_name
+from xai_utils.attribution.methods import method_name
 from xai_utils.attribution.result import Certificate
-from xai_utils.study.config import UserError
-from xai_utils.study.results import write_whole
+from xai_utils.errors import UserError
+from xai_utils.files import write_whole
 
 SUPPORTS, OPPOSES, NOTHING, INK = "#2166ac", "#b2182b", "#bdbdbd", "#333333"
 FALLBACK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS", "Noto Sans Arabic")

@@ -13,14 +13,15 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from xai_utils.attention import heads, layers, maps, rollout
+from xai_utils.attention import heads, layers, maps
 from xai_utils.attention.words import WordAttention, attention_change, word_attention
+from xai_utils.attribution import rollout
 from xai_utils.attribution.target import Target
+from xai_utils.files import write_text
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import TextEntry
 from xai_utils.study.explainer import Explainer, progress
-from xai_utils.study.results import write_text
 from xai_utils.text.cases import Case, prepare
+from xai_utils.text.entry import TextEntry
 
 HALF = 0.5
 SAME = 1e-9  # nats; two runs of one model on the same tokens differ by nothing

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from xai_utils.files import first_line
+from xai_utils.errors import UserError, first_line
+from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, load
-from xai_utils.study.config import ModelEntry, UserError
 from xai_utils.study.jobs import Job, made_by
 from xai_utils.study.sharing import cores_of_each
 

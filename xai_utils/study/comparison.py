@@ -9,7 +9,7 @@ import json
 
 import pandas as pd
 
-from report.formats import method_name
+from xai_utils.attribution.methods import method_name
 from xai_utils.attribution.target import UNITS
 from xai_utils.evaluation.agreement import leaderboard, one_setting
 from xai_utils.evaluation.faithfulness import faithfulness

@@ -1,158 +1,32 @@
 """A study file: one YAML file that names models, texts, methods and their settings, read and checked as a whole.
 
 Whatever is wrong with it becomes one `UserError` whose single line names the file and the key. Names of methods are
-checked where the table of methods stands (explain.py), so this module imports nothing of ours.
+checked where the table of methods stands (explain.py), so this module computes nothing.
 """
 
-import difflib
 import re
-import unicodedata
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import BaseModel, Field, Strict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-ROOT = Path(__file__).resolve().parents[2]
+from xai_utils.errors import UserError, nearest, shown
+from xai_utils.fields import Count, Entry, FileName, Flag, Positive, Text
+from xai_utils.files import ROOT, locate
+from xai_utils.models.entry import ModelEntry
+from xai_utils.text.entry import TargetKind, TextEntry
+
 PUBLISHED = ROOT / "studies" / "default.yaml"
 
 
-class UserError(Exception):
-    """Something the user can mend, said in one line: what was wrong, what was expected, what to do."""
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the likely one, else all of them.
-
-    >>> nearest("revison", ["label", "revision"])
-    "did you mean 'revision'?"
-    >>> nearest("x", ["zero", "mean"])
-    'known are mean, zero'
-    """
-    known = sorted(choices)
-    folded = {choice.casefold(): choice for choice in known}
-    close = difflib.get_close_matches(name.casefold(), folded, n=1)
-    return f"did you mean {folded[close[0]]!r}?" if close else f"known are {', '.join(known)}"
-
-
-def shown(value: object, limit: int = 60) -> str:
-    """A value inside a message: on one line, control characters escaped, not too long."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def text_problem(text: str) -> str | None:
-    """Why a prompt or answer cannot be explained, or None.
-
-    >>> text_problem("Paris") is None, text_problem("  ")
-    (True, 'it is empty; write at least one visible character')
-    >>> text_problem("a\\x07b")
-    'it holds the control character U+0007 at character 1; remove it'
-    """
-    for position, character in enumerate(text):
-        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":
-            kind = "control character" if unicodedata.category(character) == "Cc" else "half of a surrogate pair"
-            return f"it holds the {kind} U+{ord(character):04X} at character {position}; remove it"
-    if not text.strip():
-        return "it is empty; write at least one visible character"
-    if all(unicodedata.category(character)[0] in "CZ" for character in text if not character.isspace()):
-        return "nothing in it can be seen; write at least one visible character"
-    return None
-
-
-def _file_name(name: str) -> str:
-    reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)
-    if reserved or not re.fullmatch(r"\w([\w.-]{0,62}\w)?", name):
-        raise ValueError(
-            "not usable as a file name; use letters, digits, '-', '_' and '.' inside, at most 64 characters"
-        )
-    return name
-
-
-def _readable(text: str) -> str:
-    if problem := text_problem(text):
-        raise ValueError(problem)
-    return text
-
-
-def _device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise ValueError("expected auto, cpu, cuda, cuda:N or mps")
-    return name
-
-
-Text = Annotated[str, Strict(), Field(min_length=1)]
-FileName = Annotated[str, Strict(), AfterValidator(_file_name)]
-Readable = Annotated[str, Strict(), AfterValidator(_readable)]
-Device = Annotated[str, Strict(), AfterValidator(_device)]
-Flag = Annotated[bool, Strict()]
-Count = Annotated[int, Strict(), Field(ge=1)]
-Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 Baseline = Literal["mean", "zero", "eos", "space", "sampled"]
 Baselines = Annotated[tuple[Baseline, ...], Field(min_length=1)]
-TargetKind = Literal["logprob", "logit", "contrast", "sum_logits"]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelEntry(_Entry):
-    """One model of a study.
-
-    `model` is a built-in name, a Hub id, a local folder or a GGUF file; `adapter` a PEFT folder on top of it.
-    """
-
-    label: FileName
-    role: Literal["base", "adapted", "control"] = "base"
-    model: Text
-    revision: Text | None = None
-    adapter: Text | None = None
-    tokenizer: Text | None = None
-    rows: Literal["initial", "shuffled"] | None = None  # controls: the adapter's rows untrained, or permuted
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    device: Device = "auto"
-    device_map: Literal["auto"] | None = None  # layers spread over all devices and main memory, by accelerate
-    quantization: Literal["8bit", "4bit"] | None = None  # by bitsandbytes, where it is installed
-    document_start: Text | None = None
-
-    @model_validator(mode="after")
-    def _rows_need_adapter(self) -> Self:
-        if self.rows and not self.adapter:
-            raise ValueError(f"rows: {self.rows} changes an adapter's rows, and this entry has no adapter; add one")
-        return self
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if self.device_map and self.device != "auto":
-            raise ValueError(f"device: {self.device} names one device, device_map spreads over all; leave one out")
-        return self
-
-
-class TextEntry(_Entry):
-    """One text of a study. `answer` and `contrast` are written by a person, with leading space and terminator."""
-
-    id: FileName
-    text: Readable
-    answer: Readable | None = None
-    contrast: Readable | None = None
-    language: Text | None = None
-    group: Text | None = None
-    pair: Text | None = None  # id of the same text in the other language
-    rewordings: tuple[Readable, ...] = ()
-    chat: Flag = False
-    target: TargetKind | None = None  # instead of the study's
-
-    @model_validator(mode="after")
-    def _contrast_differs(self) -> Self:
-        if self.contrast is not None and self.contrast == self.answer:
-            raise ValueError(f"answer and contrast are both {shown(self.answer)}; give two different ones")
-        return self
-
-
-class Study(_Entry):
+class Study(Entry):
     """A whole study, every key optional but `models` and `texts`; `name` is the stem of its file."""
 
     name: FileName
@@ -226,12 +100,6 @@ _SCALARS = {
 }
 for _tag, (_pattern, _first) in _SCALARS.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
-
-
-def locate(path: str | Path) -> Path:
-    """A path as a person writes it: from the current folder, else from the repository's root."""
-    given = Path(path).expanduser()
-    return given if given.is_absolute() or given.exists() else ROOT / given
 
 
 def load_study(path: str | Path) -> Study:

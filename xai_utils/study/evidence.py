@@ -16,21 +16,25 @@ from typing import Any
 import pandas as pd
 
 from report.evidence_sentences import said
-from report.formats import method_name, to_markdown
+from report.formats import to_markdown
+from xai_utils.attribution.methods import METHODS, method_name
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.target import Target
+from xai_utils.errors import UserError
 from xai_utils.evaluation.sanity import layers, randomisation
+from xai_utils.files import ROOT, write_text, write_whole
 from xai_utils.models import adapters
 from xai_utils.models.loading import LoadedModel, content_hash
 from xai_utils.study import corpus
 from xai_utils.study import evidence_tables as tables_of
 from xai_utils.study.comparison import deletion_tests
-from xai_utils.study.config import ROOT, Study, TextEntry, UserError, load_study
-from xai_utils.study.explainer import METHODS, Explainer
+from xai_utils.study.config import Study, load_study
+from xai_utils.study.explainer import Explainer
 from xai_utils.study.jobs import code_version
-from xai_utils.study.results import provenance, rounded, write_text, write_whole
+from xai_utils.study.results import provenance, rounded
 from xai_utils.study.tables import IG
 from xai_utils.text.cases import Case
+from xai_utils.text.entry import TextEntry
 
 FOLDER = ROOT / "report" / "evidence"
 DEFAULT, FURTHER, CORPUS = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus"))

@@ -24,8 +24,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from xai_utils.study import results
-from xai_utils.study.config import ROOT, UserError
+from xai_utils.errors import UserError
+from xai_utils.files import ROOT, write_text
 from xai_utils.study.publishable import publishable
 
 CELL_SECONDS = 3600
@@ -103,7 +103,7 @@ def execute(
     except RuntimeError as error:
         raise UserError(f"{progress.place}: the kernel did not start ({_line(str(error))}); try again") from None
     publishable(notebook)
-    results.write_text(job.output, nbformat.writes(notebook) + "\n")
+    write_text(job.output, nbformat.writes(notebook) + "\n")
 
 
 def _papermill(job: Job, timeout: int, progress: "_Progress") -> nbformat.NotebookNode:

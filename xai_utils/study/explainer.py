@@ -10,93 +10,35 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import inspect
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from xai_utils.attention import rollout
-from xai_utils.attribution import integrated_gradients, perturbation, shapley
+from xai_utils.attribution import integrated_gradients
 from xai_utils.attribution.absence import shared_mean
 from xai_utils.attribution.continuation import greedy, unrolled
+from xai_utils.attribution.methods import METHODS, method_named
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.tables import TABLES, certificate_row, frame, joined, tables_of
 from xai_utils.attribution.target import Target, make_target
+from xai_utils.errors import UserError
+from xai_utils.files import write_text
 from xai_utils.models.loading import LoadedModel, load
 from xai_utils.study import results
 from xai_utils.study.cluster import Outcome, computed
-from xai_utils.study.config import Study, TextEntry, UserError, nearest
+from xai_utils.study.config import Study
 from xai_utils.study.jobs import Job, attribution, case_key, made_by, reason
 from xai_utils.study.sharing import Claims
 from xai_utils.text.cases import Case, prepare
+from xai_utils.text.entry import TextEntry
 
 CASES, TARGETS = 64, 1024  # kept in memory: those in work, however many texts a study has
-
-
-@dataclass(frozen=True)
-class Method:
-    """One line of the table: the function, what it is in a few words, and settings that a study does not change."""
-
-    function: Callable[..., Attribution]
-    description: str
-    fixed: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def settings(self) -> list[str]:
-        kinds = inspect.signature(self.function).parameters.values()
-        return [parameter.name for parameter in kinds if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-
-    @property
-    def family(self) -> str:
-        """Which notebook runs it: gradients (02), attention (03), and all others, influence (04)."""
-        module = self.function.__module__.rpartition(".")[2]
-        return {"gradients": "gradients", "rollout": "attention"}.get(module, "influence")
-
-
-METHODS: dict[str, Method] = {
-    "integrated_gradients": Method(
-        integrated_gradients.integrated_gradients, "integrated gradients with a certificate"
-    ),
-    "fixed_steps": Method(
-        integrated_gradients.fixed_steps,
-        "integrated gradients, the original's 50 steps from zero",
-        {"baseline": "zero", "keep_sink": False},
-    ),
-    "input_x_gradient": Method(integrated_gradients.input_x_gradient, "embedding times gradient"),
-    "expected_gradients": Method(
-        integrated_gradients.expected_gradients,
-        "GradientSHAP over sampled tokens",
-        {"tolerance": 0.05, "budget": 128},  # a sample is a gradient, and its error falls with the root of their number
-    ),
-    "ablation": Method(perturbation.ablation, "change of the target with one token or word at the baseline"),
-    "zero_ablation": Method(
-        perturbation.ablation,
-        "ablation to the zero vector, as in the original",
-        {"baseline": "zero", "keep_sink": False},
-    ),
-    "occlusion": Method(shapley.occlusion, "change of the target with a window of words at the baseline"),
-    "sensitivity": Method(perturbation.sensitivity, "standard deviation of the target under noise on a token or word"),
-    "sensitivity_mean": Method(perturbation.sensitivity_mean, "mean absolute change of the target under that noise"),
-    "shapley": Method(shapley.shapley, "Shapley values of words, enumerated or sampled by orders"),
-    "kernel_shap": Method(shapley.kernel_shap, "Shapley values of words by regression on subsets"),
-    "lime": Method(shapley.lime, "local linear model over words"),
-    "attention": Method(rollout.attention, "attention of the last position, mean over all layers and heads"),
-    "rollout": Method(rollout.rollout, "attention followed back through the layers"),
-}
-
-
-def method_named(name: str) -> Method:
-    """Raises UserError, which lists the methods, for an unknown name."""
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r}; {nearest(name, METHODS)}")
-    return METHODS[name]
 
 
 class Explainer:
@@ -221,7 +163,7 @@ class Explainer:
                     failed.append((job, outcome))
                     tqdm.write(f"failed: {job}: {reason(outcome)}", file=sys.stderr)
                 else:
-                    results.write_text(job.file, outcome)
+                    write_text(job.file, outcome)
                 claims.drop(job.file)
 
         try:

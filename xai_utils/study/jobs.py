@@ -23,9 +23,10 @@ from torch import Tensor
 
 from xai_utils.attribution.result import Attribution, Certificate, Piece
 from xai_utils.attribution.target import Target
+from xai_utils.errors import UserError
+from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel
 from xai_utils.study import results
-from xai_utils.study.config import ModelEntry, UserError
 from xai_utils.text.cases import Case
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 
-from xai_utils.study.config import ROOT
+from xai_utils.files import ROOT
 
 
 def publishable(notebook: nbformat.NotebookNode) -> None:

@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xai_utils.study.config import ROOT, Study, UserError
+from xai_utils.errors import UserError
+from xai_utils.files import ROOT, refusals, whole, write_text, write_whole
+from xai_utils.study.config import Study
 
 PACKAGES = ("torch", "transformers", "captum", "peft", "tokenizers", "numpy", "scipy", "scikit-learn", "shap", "uniseg")
 ROW_GROUP = 2000  # rows of a table that are held until they are written: each row group costs memory of its own
@@ -60,46 +61,6 @@ def folders(study: Study) -> Folders:
     )
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, put in place at the end; an error or an interruption leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What the system refuses while `path` is written becomes a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); expected a folder with free space; free some or set XAI_RUNS"
-        ) from None
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then put it in place; an interruption leaves the old file.
-
-    Raises UserError when the disk is full or the folder cannot be written.
-    """
-    with writing(path), _whole(path) as temporary:
-        write(temporary)
-    return path
-
-
-def write_text(path: Path, text: str) -> Path:
-    return write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
-
-
 def write_table(frame: pd.DataFrame, study: Study, name: str, part: str = "all") -> Path:
     """Write one part of a table as parquet: notebooks and methods write their own parts and read the whole."""
     return write_whole(folders(study).data / name / f"{part}.parquet", lambda file: frame.to_parquet(file, index=False))
@@ -119,9 +80,9 @@ def appending(study: Study, names: Sequence[str], part: str) -> Iterator[Callabl
         def flush(name: str) -> None:
             rows = pa.Table.from_pandas(pd.concat(waiting[name], ignore_index=True), preserve_index=False)
             waiting[name] = []
-            with writing(folder / name):
+            with refusals(folder / name):
                 if name not in writers:
-                    file = files.enter_context(_whole(folder / name / f"{part}.parquet"))
+                    file = files.enter_context(whole(folder / name / f"{part}.parquet"))
                     writers[name] = files.enter_context(pq.ParquetWriter(file, rows.schema))
                 writers[name].write_table(rows.cast(writers[name].schema))
 
@@ -135,7 +96,7 @@ def appending(study: Study, names: Sequence[str], part: str) -> Iterator[Callabl
         for name in names:
             if waiting[name]:
                 flush(name)
-        with writing(folder):
+        with refusals(folder):
             files.close()
     for name in names:
         if name not in writers:

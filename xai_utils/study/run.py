@@ -20,8 +20,10 @@ import papermill
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from xai_utils.errors import UserError, nearest
+from xai_utils.files import ROOT, locate, write_text
 from xai_utils.study import results
-from xai_utils.study.config import ROOT, Study, UserError, load_study, locate, nearest
+from xai_utils.study.config import Study, load_study
 from xai_utils.study.execute import CELL_SECONDS, Job, OwnKernel, code_cells, execute
 from xai_utils.study.sharing import SHARED, cores_of_each
 
@@ -109,7 +111,7 @@ def _cores(kernels: int) -> Iterator[Callable[[int], None]]:
         file = Path(folder) / "processes"
 
         def share(processes: int) -> None:
-            results.write_text(file, str(processes))
+            write_text(file, str(processes))
             os.environ[THREADS] = str(cores_of_each(processes))
 
         os.environ[SHARED] = str(file)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from xai_utils.study.results import writing
+from xai_utils.files import refusals
 
 SHARED = "XAI_SHARED"  # names a file that holds how many processes are at work on one run, now
 
@@ -35,7 +35,7 @@ class Claims:
         if result.exists():
             return False
         lock = FileLock(result.with_suffix(".lock"))
-        with writing(result):
+        with refusals(result):
             result.parent.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=-1 if wait else 0)

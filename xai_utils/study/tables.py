@@ -12,8 +12,10 @@ from functools import cached_property
 import pandas as pd
 
 from xai_utils.attribution.target import UNITS
+from xai_utils.errors import UserError
 from xai_utils.evaluation.statistics import CASE
-from xai_utils.study.config import Study, UserError, locate
+from xai_utils.files import locate
+from xai_utils.study.config import Study
 from xai_utils.study.results import read_table
 
 NAMES = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 
 PLACE = ["text", "word", "start", "end"]
 SETTING = ["target", "target_text", "method", "baseline", "sink", "unit", "additive"]

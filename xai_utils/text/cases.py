@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from uniseg.wordbreak import words as unicode_words
 
-from xai_utils.study.config import Study, TextEntry, UserError
+from xai_utils.errors import UserError
+from xai_utils.study.config import Study
+from xai_utils.text.entry import TextEntry
 
 if TYPE_CHECKING:
     from xai_utils.models.loading import LoadedModel

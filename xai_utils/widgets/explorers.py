@@ -18,12 +18,12 @@ from typing import Any
 import ipywidgets as ipy
 from IPython.display import Javascript, display
 
-from report.formats import method_name
 from xai_utils.attribution.absence import BASELINES
+from xai_utils.attribution.methods import METHODS, method_name
 from xai_utils.attribution.target import UNITS
+from xai_utils.errors import UserError
 from xai_utils.models.watch import Stopped, Watch
-from xai_utils.study.config import UserError
-from xai_utils.study.explainer import METHODS, Explainer
+from xai_utils.study.explainer import Explainer
 from xai_utils.widgets import views
 from xai_utils.widgets.views import View
 

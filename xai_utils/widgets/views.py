@@ -16,14 +16,15 @@ import torch
 from matplotlib.figure import Figure
 from pydantic import ValidationError
 
-from report.formats import method_name
 from xai_utils.attention.layers import Layer, pool, stream, without_sink
+from xai_utils.attribution.methods import method_name, method_named
+from xai_utils.errors import UserError
 from xai_utils.evaluation.statistics import CASE, differences, real
 from xai_utils.models.loading import LoadedModel
 from xai_utils.plots import heatmaps, pairs, style
-from xai_utils.study.config import TextEntry, UserError
-from xai_utils.study.explainer import Explainer, method_named
+from xai_utils.study.explainer import Explainer
 from xai_utils.text.cases import Case, units, word_weights
+from xai_utils.text.entry import TextEntry
 
 OWN = "own"  # the id of a text that was typed
 

@@ -1,0 +1,88 @@
+"""The table of attribution methods: a new one is a function `method(model, case, target, **settings)` and a line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from xai_utils.attribution import integrated_gradients, perturbation, rollout, shapley
+from xai_utils.attribution.result import Attribution
+from xai_utils.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table: the function, what it is in a few words, and settings that a study does not change."""
+
+    function: Callable[..., Attribution]
+    description: str
+    fixed: dict[str, Any] = field(default_factory=dict)
+    family: str = "influence"  # which notebook runs it: gradients (02), attention (03), influence (04)
+
+    @property
+    def settings(self) -> list[str]:
+        kinds = inspect.signature(self.function).parameters.values()
+        return [parameter.name for parameter in kinds if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+METHODS: dict[str, Method] = {
+    "integrated_gradients": Method(
+        integrated_gradients.integrated_gradients, "integrated gradients with a certificate", family="gradients"
+    ),
+    "fixed_steps": Method(
+        integrated_gradients.fixed_steps,
+        "integrated gradients, the original's 50 steps from zero",
+        {"baseline": "zero", "keep_sink": False},
+        "gradients",
+    ),
+    "input_x_gradient": Method(integrated_gradients.input_x_gradient, "embedding times gradient", family="gradients"),
+    "expected_gradients": Method(
+        integrated_gradients.expected_gradients,
+        "GradientSHAP over sampled tokens",
+        {"tolerance": 0.05, "budget": 128},  # a sample is a gradient, and its error falls with the root of their number
+        "gradients",
+    ),
+    "ablation": Method(perturbation.ablation, "change of the target with one token or word at the baseline"),
+    "zero_ablation": Method(
+        perturbation.ablation,
+        "ablation to the zero vector, as in the original",
+        {"baseline": "zero", "keep_sink": False},
+    ),
+    "occlusion": Method(shapley.occlusion, "change of the target with a window of words at the baseline"),
+    "sensitivity": Method(perturbation.sensitivity, "standard deviation of the target under noise on a token or word"),
+    "sensitivity_mean": Method(perturbation.sensitivity_mean, "mean absolute change of the target under that noise"),
+    "shapley": Method(shapley.shapley, "Shapley values of words, enumerated or sampled by orders"),
+    "kernel_shap": Method(shapley.kernel_shap, "Shapley values of words by regression on subsets"),
+    "lime": Method(shapley.lime, "local linear model over words"),
+    "attention": Method(
+        rollout.attention, "attention of the last position, mean over all layers and heads", family="attention"
+    ),
+    "rollout": Method(rollout.rollout, "attention followed back through the layers", family="attention"),
+}
+
+
+def method_named(name: str) -> Method:
+    """Raises UserError, which lists the methods, for an unknown name."""
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}; {nearest(name, METHODS)}")
+    return METHODS[name]
+
+
+PROPER = {
+    "kernel_shap": "KernelSHAP",
+    "lime": "LIME",
+    "shapley": "Shapley values",
+    "first_to_last": "first to last (control)",
+    "last_to_first": "last to first (control)",
+}
+
+
+def method_name(method: str) -> str:
+    """A method as prose and figures call it.
+
+    >>> method_name("input_x_gradient"), method_name("lime")
+    ('input x gradient', 'LIME')
+    """
+    return PROPER.get(method, method.replace("_", " "))

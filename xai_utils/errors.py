@@ -1,0 +1,33 @@
+"""What the user can mend, said in one line: what was wrong, what was expected, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend, said in one line: what was wrong, what was expected, what to do."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the likely one, else all of them.
+
+    >>> nearest("revison", ["label", "revision"])
+    "did you mean 'revision'?"
+    >>> nearest("x", ["zero", "mean"])
+    'known are mean, zero'
+    """
+    known = sorted(choices)
+    folded = {choice.casefold(): choice for choice in known}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return f"did you mean {folded[close[0]]!r}?" if close else f"known are {', '.join(known)}"
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A value inside a message: on one line, control characters escaped, not too long."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def first_line(error: BaseException) -> str:
+    """The part of a library's message that fits into one of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

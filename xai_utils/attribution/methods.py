@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from xai_utils.attribution import integrated_gradients, perturbation, rollout, shapley
+from xai_utils.attribution import integrated_gradients, perturbation, relevance, rollout, shapley
 from xai_utils.attribution.result import Attribution
 from xai_utils.errors import UserError, nearest
 
@@ -44,6 +44,13 @@ METHODS: dict[str, Method] = {
         {"tolerance": 0.05, "budget": 128},  # a sample is a gradient, and its error falls with the root of their number
         "gradients",
     ),
+    "cp_lrp": Method(relevance.cp_lrp, "relevance in one backward pass, conserved", family="gradients"),
+    "attn_lrp": Method(
+        relevance.attn_lrp, "relevance in one backward pass, through queries and keys", family="gradients"
+    ),
+    "attn_lrp_norm": Method(
+        relevance.attn_lrp_norm, "norm of that pass's gradient, without a sign", family="gradients"
+    ),
     "ablation": Method(perturbation.ablation, "change of the target with one token or word at the baseline"),
     "zero_ablation": Method(
         perturbation.ablation,
@@ -73,6 +80,9 @@ def method_named(name: str) -> Method:
 PROPER = {
     "kernel_shap": "KernelSHAP",
     "lime": "LIME",
+    "cp_lrp": "CP-LRP",
+    "attn_lrp": "AttnLRP",
+    "attn_lrp_norm": "norm of AttnLRP's gradient",
     "shapley": "Shapley values",
     "first_to_last": "first to last (control)",
     "last_to_first": "last to first (control)",

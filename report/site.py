@@ -1,93 +1,151 @@
 """The report and the executed notebooks as static HTML: one folder that opens from disk, without network or scripts.
 
-Images are inside the pages, with their alt texts; tables scroll sideways on a phone.
+Pictures lie beside the pages and open in full size by a click; tables scroll by themselves.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mistune
-import nbformat
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from mistune.util import safe_entity
 from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 
-from xai_utils.files import ROOT, write_text
+from report.clean import clean_html
+from xai_utils.files import ROOT, write_text, write_whole
 from xai_utils.study.config import Study
 from xai_utils.study.results import folders
 
 TEMPLATES = ROOT / "report" / "template"
+PAGES = {"index": "Report", "appendix": "Appendix"}  # of the report, by the stem of their Markdown
 
 
-def build(study: Study) -> Path:
-    """Write index.html and a page a notebook beside the study's report; returns the folder."""
-    place = folders(study)
-    folder = place.blog.parent / "site"
+@dataclass(frozen=True)
+class Page:
+    """A page of the site: its file name without ending, its name in the navigation, its body as HTML."""
+
+    stem: str
+    name: str
+    body: str
+
+
+def build(study: Study, inserts: Mapping[str, str] | None = None) -> Path:
+    """Write a page for each part of the report and each notebook of a study; returns the folder.
+
+    `inserts` holds HTML by the name of the picture that it stands in for.
+    """
+    folder = folders(study).blog.parent / "site"
     shutil.rmtree(folder, ignore_errors=True)
-    notebooks = sorted(place.notebooks.glob("[0-9][0-9]_*.ipynb"))
-    links = [("index.html", "Report"), *((f"{path.stem}.html", name(path)) for path in notebooks)]
-    write_text(folder / "index.html", page("Report", report(place.blog / "index.md"), links))
-    for path in notebooks:
-        write_text(folder / f"{path.stem}.html", page(name(path), notebook(path), links))
+    every = pages(study, inserts or {})
+    for page in every:
+        write_text(folder / f"{page.stem}.html", whole(page, every, folder))
     return folder
 
 
-def name(path: Path) -> str:
-    """
-    >>> name(Path("02_integrated_gradients.ipynb"))
-    '02 integrated gradients'
-    """
-    return path.stem.replace("_", " ")
+def pages(study: Study, inserts: Mapping[str, str]) -> list[Page]:
+    """The report's pages, then one a notebook; those that are there."""
+    place = folders(study)
+    texts = [path for path in (place.blog / f"{stem}.md" for stem in PAGES) if path.exists()]
+    notebooks = sorted(place.notebooks.glob("[0-9][0-9]_*.ipynb"))
+    return [Page(path.stem, PAGES[path.stem], report(path, inserts)) for path in texts] + [
+        Page(path.stem, path.stem.replace("_", " "), notebook(path)) for path in notebooks
+    ]
 
 
-def page(title: str, body: str, links: list[tuple[str, str]]) -> str:
-    """One whole page around a body of HTML."""
+def whole(page: Page, pages: list[Page], folder: Path) -> str:
+    """One HTML file: navigation, the headings of the page, its body with pictures as files and tables that scroll."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True, keep_trailing_newline=True
     )
+    body, headings = with_anchors(pictures(page.body, folder))
+    body = re.sub(r"<table.*?</table>", r'<div class="scroll" tabindex="0">\g<0></div>', body, flags=re.DOTALL)
     colours = HtmlFormatter().get_style_defs(".highlight")
     return environment.get_template("page.html.j2").render(
-        title=title, body=Markup(body), links=links, colours=Markup(colours)
+        page=page, pages=pages, headings=headings, body=Markup(body), colours=Markup(colours)
     )
 
 
-class _Embedding(mistune.HTMLRenderer):
-    """HTML with local images inside; markup in the text stays text."""
+def pictures(body: str, folder: Path) -> str:
+    """Pictures inside the page become files that are named by their content, each a link to itself."""
 
-    def __init__(self, folder: Path) -> None:
+    def outside(found: re.Match[str]) -> str:
+        data = base64.b64decode(found["data"])
+        name = f"figs/{hashlib.sha256(data).hexdigest()[:16]}.{found['kind']}"
+        write_whole(folder / name, lambda file: file.write_bytes(data))
+        return f'<a href="{name}"><img{found["before"]}src="{name}"{found["after"]}loading="lazy"></a>'
+
+    pattern = r'<img(?P<before>[^>]*?)src="data:image/(?P<kind>png|jpeg);base64,(?P<data>[^"]*)"(?P<after>[^>]*?)/?>'
+    return re.sub(pattern, outside, body)
+
+
+def with_anchors(body: str) -> tuple[str, list[tuple[str, str]]]:
+    """The body with an id on every heading of the second level, and these ids with the headings as text.
+
+    >>> with_anchors("<h2>One <em>a</em></h2>")
+    ('<h2 id="section-1">One <em>a</em></h2>', [('section-1', 'One a')])
+    """
+    found: list[tuple[str, str]] = []
+
+    def anchored(heading: re.Match[str]) -> str:
+        name = f"section-{len(found) + 1}"
+        text = re.sub(r'<a class="anchor-link".*?</a>', "", heading[1])
+        found.append((name, html.unescape(re.sub(r"<[^>]*>", "", text)).strip()))
+        return f'<h2 id="{name}">{text}</h2>'
+
+    return re.sub(r"<h2[^>]*>(.*?)</h2>", anchored, body, flags=re.DOTALL), found
+
+
+class _Embedding(mistune.HTMLRenderer):
+    """HTML with local pictures inside, or what stands in for them; markup in the text stays text."""
+
+    def __init__(self, folder: Path, inserts: Mapping[str, str]) -> None:
         super().__init__(escape=True)
-        self.folder = folder
+        self.folder, self.inserts = folder, inserts
 
     def text(self, text: str) -> str:
         """Character references of the Markdown stay what they are; mistune would escape them once more."""
         return safe_entity(text)
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
+        if Path(url).name in self.inserts:
+            return self.inserts[Path(url).name]
         data = base64.b64encode((self.folder / url).read_bytes()).decode()
         alt = html.unescape(html.unescape(re.sub(r"<[^>]*>", "", text)))
-        return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}">'
+        return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        return super().link(text, _page(url), title)
 
 
-def report(path: Path) -> str:
-    """The body of the report's Markdown as HTML, without its front matter."""
+def _page(url: str) -> str:
+    """Where a link of the repository leads on the site.
+
+    >>> _page("../../notebooks/02_a.ipynb"), _page("appendix.md#x"), _page("https://a.b/c.md")
+    ('02_a.html', 'appendix.html#x', 'https://a.b/c.md')
+    """
+    return url if ":" in url else re.sub(r"^(?:.*/)?([^/#]+)\.(?:ipynb|md)(?=#|$)", r"\1.html", url)
+
+
+def report(path: Path, inserts: Mapping[str, str]) -> str:
+    """The body of one of the report's Markdown files as HTML, without its front matter."""
     text = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-    return str(mistune.create_markdown(renderer=_Embedding(path.parent), plugins=["table"])(text))
+    return str(mistune.create_markdown(renderer=_Embedding(path.parent, inserts), plugins=["table"])(text))
 
 
 def notebook(path: Path) -> str:
-    """The body of an executed notebook as HTML: nbconvert's plain template, cleaned of scripts."""
-    exporter = HTMLExporter(template_name="basic", sanitize_html=True, embed_images=True)
-    body, _ = exporter.from_notebook_node(_read(path))
-    return str(body)
-
-
-def _read(path: Path) -> Any:
-    return nbformat.read(path, as_version=4)
+    """The body of an executed notebook as HTML: nbconvert's plain template, cleaned of all that acts."""
+    exporter = HTMLExporter(
+        template_name="basic", sanitize_html=True, embed_images=True, filters={"clean_html": clean_html}
+    )
+    body, _ = exporter.from_filename(str(path))
+    return re.sub(r'(?<=href=")[^"]*\.ipynb(?=[#"])', lambda link: _page(link[0]), str(body))

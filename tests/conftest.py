@@ -1,6 +1,7 @@
 """What several test modules use."""
 
 import os
+import shutil
 
 import pytest
 
@@ -34,3 +35,20 @@ def twins(tmp_path_factory):
         book = explainer.Explainer(study)
         assert len(book.models) == 2  # loaded now, by the patched `load`
     return book
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium. Without one the tests skip; on CI they fail, else nobody would see a broken page."""
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium; on Debian: apt-get install chromium")
+    switches = ["--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        switches.append("--no-sandbox")  # Chromium refuses to start as root with one
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=switches)
+        yield opened
+        opened.close()

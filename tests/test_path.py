@@ -8,7 +8,9 @@ import torch
 
 from tests.tiny import tiny_loaded
 from xai_utils.attribution.absence import baseline_rows
-from xai_utils.attribution.path import FIRST_ROUND, SMOOTH, _interlace, _Path, _rule, _smooth_pieces, integrate
+from xai_utils.attribution.embedding_path import EmbeddingPath
+from xai_utils.attribution.path import FIRST_ROUND, SMOOTH, _interlace, _Known, _smooth_pieces, integrate
+from xai_utils.attribution.patterson import rule
 from xai_utils.attribution.target import Objective, make_target
 from xai_utils.errors import UserError
 from xai_utils.study.config import Study
@@ -57,10 +59,11 @@ def case_of(text, answer, model):
     return prepare(model, entry, study)
 
 
-@pytest.mark.parametrize("order", [2, 3, 4])
-def test_rules_are_nested_and_exact(order):
-    nodes, weights = _rule(order)
-    coarse, _ = _rule(order - 1)
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_rules_are_nested_and_exact(level):
+    nodes, weights = rule(level)
+    coarse, _ = rule(level - 1)
+    assert len(nodes) == 2 ** (level + 2) - 1
     assert np.array_equal(nodes, np.sort(nodes))
     assert np.allclose(nodes[1::2], coarse, atol=1e-14)
     assert np.array_equal(_interlace(nodes[::2], nodes[1::2]), nodes)
@@ -73,7 +76,7 @@ def test_polynomial_is_exact():
     generator = torch.Generator().manual_seed(0)
     inputs, start, coefficients = torch.rand(3, 5, 4, generator=generator, dtype=torch.float64)
     objective = Polynomial(inputs, coefficients, 5)
-    _, scores, errors, certificate = integrate(objective, start, 0.01, 1000)
+    _, scores, errors, certificate = integrate(EmbeddingPath(objective, start), 0.01, 1000)
     assert np.allclose(scores, (coefficients * (inputs**5 - start**5)).sum(1).numpy(), rtol=1e-12)
     assert certificate.evaluations == FIRST_ROUND
     assert certificate.converged
@@ -83,7 +86,9 @@ def test_polynomial_is_exact():
 
 def test_refinement_goes_where_the_error_is():
     objective = Step(torch.ones(2, 3, dtype=torch.float64), None, None)
-    pieces, scores, _, certificate = integrate(objective, torch.zeros(2, 3, dtype=torch.float64), 0.001, 1000)
+    pieces, scores, _, certificate = integrate(
+        EmbeddingPath(objective, torch.zeros(2, 3, dtype=torch.float64)), 0.001, 1000
+    )
     rise = np.tanh(400 * 0.63) + np.tanh(400 * 0.37)
     assert certificate.converged
     assert scores.sum() == pytest.approx(rise, rel=1e-3)
@@ -98,17 +103,17 @@ def test_refinement_goes_where_the_error_is():
 def test_forward_passes_alone_find_the_step():
     objective = Step(torch.ones(2, 3, dtype=torch.float64), None, None)
     objective.sharpness = 40
-    path = _Path(objective, torch.zeros(2, 3, dtype=torch.float64))
-    pieces = _smooth_pieces(path, 0.01, 70)
+    known = _Known(EmbeddingPath(objective, torch.zeros(2, 3, dtype=torch.float64)))
+    pieces = _smooth_pieces(known, 0.01, 70)
     assert objective.gradients == 0
     assert [start for start, _ in pieces] == [0.0, *(end for _, end in pieces[:-1])]
     fine = np.linspace(0, 1, 201)
     for start, end in pieces:
         values = np.tanh(40 * (start + (end - start) * fine - 0.37))
         quartic = np.polyfit(fine[::50], values[::50], 4)
-        assert np.abs(np.polyval(quartic, fine) - values).max() <= 1.5 * SMOOTH * 0.01 * path.scale
+        assert np.abs(np.polyval(quartic, fine) - values).max() <= 1.5 * SMOOTH * 0.01 * known.scale
     assert min(end - start for start, end in pieces) <= 1 / 16 < max(end - start for start, end in pieces)
-    assert len(_smooth_pieces(path, 0.01, 3)) <= 3
+    assert len(_smooth_pieces(known, 0.01, 3)) <= 3
 
 
 def test_budget_is_never_passed_and_failure_is_said():
@@ -116,7 +121,7 @@ def test_budget_is_never_passed_and_failure_is_said():
     objective.sharpness = 1e6
     for budget in (FIRST_ROUND, 40, 100):
         objective.gradients = 0
-        *_, certificate = integrate(objective, torch.zeros(2, 3, dtype=torch.float64), 1e-6, budget)
+        *_, certificate = integrate(EmbeddingPath(objective, torch.zeros(2, 3, dtype=torch.float64)), 1e-6, budget)
         assert certificate.evaluations == objective.gradients <= budget
         assert not certificate.converged
         assert certificate.verdict == "not converged"
@@ -125,7 +130,7 @@ def test_budget_is_never_passed_and_failure_is_said():
 def test_small_difference_is_measured_against_the_floor():
     inputs = torch.ones(2, 3, dtype=torch.float64)
     objective = Polynomial(inputs, torch.full((2, 3), 1e-9, dtype=torch.float64), 3)
-    *_, certificate = integrate(objective, torch.zeros_like(inputs), 0.01, 1000)
+    *_, certificate = integrate(EmbeddingPath(objective, torch.zeros_like(inputs)), 0.01, 1000)
     assert certificate.scale == 0.1
     assert certificate.converged
 
@@ -137,7 +142,7 @@ def test_bad_settings_are_said(setting, part):
     objective = Polynomial(torch.ones(2, 3), torch.ones(2, 3), 2)
     arguments = {"tolerance": 0.01, "budget": 1000} | setting
     with pytest.raises(UserError, match=part):
-        integrate(objective, torch.zeros(2, 3), **arguments)
+        integrate(EmbeddingPath(objective, torch.zeros(2, 3)), **arguments)
 
 
 @pytest.mark.parametrize("baseline", ["mean", "eos", "zero"])
@@ -146,7 +151,7 @@ def test_agrees_with_20000_midpoint_steps(baseline):
     case = case_of("The capital of France", " is Paris.", model)
     objective = Objective(model, case, make_target(model, case))
     start = baseline_rows(model, case, baseline, keep_sink=True)[0]
-    _, scores, errors, certificate = integrate(objective, start, 0.01, 2000)
+    _, scores, errors, certificate = integrate(EmbeddingPath(objective, start), 0.01, 2000)
     assert certificate.converged
     alphas = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
     step = objective.inputs - start
@@ -163,6 +168,6 @@ def test_deep_random_model_from_zero_is_reported_not_converged():
     case = case_of("The capital of France", " is Paris.", model)
     objective = Objective(model, case, make_target(model, case))
     start = baseline_rows(model, case, "zero", keep_sink=False)[0]
-    *_, certificate = integrate(objective, start, 0.01, 200)
+    *_, certificate = integrate(EmbeddingPath(objective, start), 0.01, 200)
     assert not certificate.converged
     assert dataclasses.asdict(certificate)["evaluations"] <= 200

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from xai_utils.attribution.absence import baseline_rows, moved
+from xai_utils.attribution.embedding_path import EmbeddingPath
 from xai_utils.attribution.path import fixed_rule, integrate
 from xai_utils.attribution.result import FLOOR, Attribution, Certificate, to_words
 from xai_utils.attribution.target import Objective, Target
@@ -74,7 +75,7 @@ def integrated_gradients(
     """
     objective = Objective(model, case, target)
     starts = baseline_rows(model, case, baseline, keep_sink, seed, sequences)
-    runs = [integrate(objective, start, tolerance, budget // len(starts)) for start in starts]
+    runs = [integrate(EmbeddingPath(objective, start), tolerance, budget // len(starts)) for start in starts]
     scores = np.array([run[1] for run in runs])
     errors = np.mean([run[2] for run in runs], axis=0)
     if len(runs) > 1:
@@ -156,7 +157,8 @@ def fixed_path(
     steps: int = 50,
 ) -> Attribution:
     """`fixed_steps` with its path, for its figure: pieces of one node each, what captum adds up before it is added."""
-    path = fixed_rule(Objective(model, case, target), baseline_rows(model, case, baseline, keep_sink)[0], steps)
+    start = baseline_rows(model, case, baseline, keep_sink)[0]
+    path = fixed_rule(EmbeddingPath(Objective(model, case, target), start), steps)
     scores = np.sum([piece.scores for piece in path], axis=0)
     unknown = np.full(len(scores), np.nan)
     return additive("fixed_path", case, target, scores, unknown, baseline, keep_sink, path=path)

@@ -130,7 +130,7 @@ def test_plain_text_says_what_the_table_says(model):
     case, target = tiny_case(model, TEXT)
     found = integrated_gradients.fixed_steps(model, case, target)
     lines = repr(found).splitlines()
-    assert lines[0].endswith("→  Paris.") and all("\u202e" not in line for line in lines)
+    assert lines[0].endswith("→ Paris.") and all("\u202e" not in line for line in lines)
     told = [line for line in lines if line.startswith("  ")]
     assert len(told) == len(found.words)
     for line, row in zip(told, found.words.itertuples(), strict=True):

@@ -18,7 +18,7 @@ NAME = 28  # cells of a word before its end is left out
 def plain(result: Attribution) -> str:
     """The result as lines of text without colour."""
     sentence = "".join(visible(run.text) for run in runs(result))
-    lines = [f"{sentence} → {visible(result.target.text)}", visible(title_of(result)), *_rows(result)]
+    lines = [f"{sentence} → {visible(result.target.text.strip())}", visible(title_of(result)), *_rows(result)]
     return "\n".join([*lines, *result.verdicts])
 
 
@@ -31,7 +31,7 @@ def coloured(result: Attribution, reach: float | None = None) -> Group:
         back, ink = colours(score, reach) if np.isfinite(score) else ("default", "default")
         sentence.append(visible(run.text), f"{ink} on {back}")
     sentence.append(" → ")
-    sentence.append(visible(result.target.text), "bold")
+    sentence.append(visible(result.target.text.strip()), "bold")
     rows = [Text(line, no_wrap=True) for line in _rows(result)]
     verdicts = [Text(line, "bold" if not result.certified else "") for line in result.verdicts]
     return Group(Text(visible(title_of(result)), "dim"), sentence, *rows, *verdicts)

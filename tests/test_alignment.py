@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests import real_tokenizers as real
-from xai_utils.attribution.result import Attribution, to_words
+from xai_utils.attribution.result import from_tokens, to_words
 from xai_utils.attribution.tables import word_rows
+from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.fields import text_problem
 from xai_utils.study.config import Study
@@ -39,10 +40,9 @@ def read(name, text, prefix="document_start", max_tokens=128):
 
 def scored(case, scores):
     """The rows of `word_scores` for one case with the given token scores."""
-    words = to_words(scores, case)
-    found = Attribution("m", "mean", "moved", "nats", True, scores, 0 * scores, words, 0 * words)
-    keys = case.keys() | {"target": "logprob", "target_text": " x."} | found.keys()
-    return pd.DataFrame(word_rows(keys, case, found))
+    target = Target("logprob", " x.", ())
+    found = from_tokens("m", case, target, scores, 0 * scores, baseline="mean", keep_sink=False)
+    return pd.DataFrame(word_rows(found))
 
 
 @pytest.mark.parametrize("name", real.NAMES)

@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 
 from tests.tiny import save_tiny
-from xai_utils.attribution import integrated_gradients
 from xai_utils.attribution.methods import METHODS, Method
-from xai_utils.attribution.result import Attribution
+from xai_utils.attribution.result import Attribution, from_tokens
 from xai_utils.errors import UserError
 from xai_utils.study import cluster
 from xai_utils.study.config import Study
@@ -75,7 +74,7 @@ def slow(model, case, target, *, log: str, fails: str = "", seed: int = 0) -> At
         raise RuntimeError(f"cannot explain {case.text!r}")
     told(case, log, "done")
     scores = np.array(case.ids, dtype=float)
-    return integrated_gradients.additive("slow", case, target, scores, 0 * scores, "zero", False)
+    return from_tokens("slow", case, target, scores, 0 * scores, baseline="zero", keep_sink=False)
 
 
 def lines(log: Path) -> list[list[str]]:

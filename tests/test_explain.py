@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from tests.tiny import tiny_loaded
-from xai_utils.attribution import integrated_gradients, methods
+from xai_utils.attribution import integrated_gradients
+from xai_utils.attribution.absence import baseline_rows
 from xai_utils.attribution.methods import METHODS, Method
-from xai_utils.attribution.result import Attribution
+from xai_utils.attribution.result import Attribution, from_tokens
+from xai_utils.attribution.target import Objective
 from xai_utils.errors import UserError
 from xai_utils.files import ROOT
 from xai_utils.study import explainer
 from xai_utils.study.config import Study
 from xai_utils.study.explainer import Explainer
 from xai_utils.text.entry import TextEntry
-
-USED = ("Objective", "additive", "baseline_rows")  # what the README's method imports
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def book(tmp_path, monkeypatch):
 def constant(model, case, target, *, value: float = 1.0, seed: int = 0) -> Attribution:
     """The smallest method there is: one score for all."""
     scores = np.full(len(case.tokens), value + seed)
-    return integrated_gradients.additive("constant", case, target, scores, 0 * scores, "zero", False)
+    return from_tokens("constant", case, target, scores, 0 * scores, baseline="zero", keep_sink=False)
 
 
 def test_a_new_method_is_a_function_and_a_line(book, monkeypatch):
@@ -167,19 +167,15 @@ def test_rows_written_while_they_come_are_the_table(book, monkeypatch):
 
 
 def test_the_readme_s_method_runs_as_it_stands(book, monkeypatch):
-    readme = (ROOT / "README.md").read_text()
-    code = readme.split("## Add a method")[1].split("```python\n")[1].split("```")[0]
-    monkeypatch.setattr(methods, "METHODS", dict(METHODS))
+    pages = [page.read_text() for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))]
+    code = next(block for page in pages for block in page.split("```python\n")[1:] if "METHODS[" in block)
+    monkeypatch.setitem(METHODS, "attribution_patching", None)  # so that it is gone afterwards
     monkeypatch.setitem(sys.modules, "typed", ModuleType("typed"))  # no file, as in a notebook
-    names = {"__name__": "typed", "METHODS": methods.METHODS, "Method": Method, "np": np}
-    exec(
-        "from __future__ import annotations\n" + code,
-        names | {name: getattr(integrated_gradients, name) for name in USED},
-    )
+    exec(code.split("```")[0], {"__name__": "typed"})
     assert len(book.tables(["attribution_patching"])["word_scores"]) == len(book.tables(["ablation"])["word_scores"])
     model, case = book.models["base"], book.case("base", "capital")
-    objective = integrated_gradients.Objective(model, case, book.target("base", "capital"))
-    step, small = objective.inputs - integrated_gradients.baseline_rows(model, case, book.study.baseline, True)[0], 0.03
+    objective = Objective(model, case, book.target("base", "capital"))
+    step, small = objective.inputs - baseline_rows(model, case, book.study.baseline, True)[0], 0.03
     ways = small * torch.eye(len(step))[1:, :, None] * step  # one position at a time
     change = objective.values(objective.inputs + ways) - objective.values(objective.inputs - ways)
     scores = book.attribute("base", "capital", "attribution_patching").scores[1:]

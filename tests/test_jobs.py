@@ -26,7 +26,7 @@ def test_code_version_follows_imports():
 def test_an_attribution_comes_back_from_its_text_as_it_was(model):
     case, target = tiny_case(model, "The capital of France is")
     found = integrated_gradients.integrated_gradients(model, case, target, budget=60, tolerance=1.0)
-    back = jobs.from_json(jobs.to_json(found))
+    back = jobs.from_json(jobs.to_json(found), case, target)
     for field in dataclasses.fields(found):
         one, other = getattr(found, field.name), getattr(back, field.name)
         if field.name == "path":

@@ -14,44 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xai_utils.attribution.absence import baseline_rows, moved
+from xai_utils.attribution.absence import baseline_rows
 from xai_utils.attribution.embedding_path import EmbeddingPath
 from xai_utils.attribution.path import fixed_rule, integrate
-from xai_utils.attribution.result import FLOOR, Attribution, Certificate, to_words
+from xai_utils.attribution.result import FLOOR, Attribution, Certificate, from_tokens
 from xai_utils.attribution.target import Objective, Target
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
-
-
-def additive(
-    method: str,
-    case: Case,
-    target: Target,
-    scores: np.ndarray,
-    errors: np.ndarray,
-    baseline: str,
-    keep_sink: bool,
-    **proof: object,
-) -> Attribution:
-    """An additive attribution from scores and errors [position]: kept positions get none, words are sums of tokens.
-
-    `proof` may hold a certificate and the path it belongs to.
-    """
-    kept = ~moved(case, keep_sink).numpy()
-    scores, errors = np.where(kept, np.nan, scores), np.where(kept, np.nan, errors)
-    return Attribution(
-        method=method,
-        baseline=baseline,
-        sink="kept" if keep_sink else "moved",
-        unit=target.unit,
-        additive=True,
-        scores=scores,
-        errors=errors,
-        word_scores=to_words(scores, case),
-        word_errors=to_words(errors, case),
-        **proof,  # type: ignore[arg-type]
-    )
 
 
 def integrated_gradients(
@@ -82,8 +52,17 @@ def integrated_gradients(
         errors = np.hypot(errors, scores.std(0, ddof=1) / math.sqrt(len(runs)))
     certificate = runs[0][3] if len(runs) == 1 else _pooled([run[3] for run in runs])
     path = runs[0][0] if len(runs) == 1 else ()
-    name = "integrated_gradients"
-    return additive(name, case, target, scores.mean(0), errors, baseline, keep_sink, certificate=certificate, path=path)
+    return from_tokens(
+        "integrated_gradients",
+        case,
+        target,
+        scores.mean(0),
+        errors,
+        baseline=baseline,
+        keep_sink=keep_sink,
+        certificate=certificate,
+        path=path,
+    )
 
 
 def _pooled(certificates: list[Certificate]) -> Certificate:
@@ -143,8 +122,9 @@ def fixed_steps(
         bound=abs(delta) / max(abs(ends[1] - ends[0]), FLOOR),
         token_error=math.nan,
     )
-    unknown = np.full(len(scores), np.nan)
-    return additive("fixed_steps", case, target, scores, unknown, baseline, keep_sink, certificate=certificate)
+    return from_tokens(
+        "fixed_steps", case, target, scores, baseline=baseline, keep_sink=keep_sink, certificate=certificate
+    )
 
 
 def fixed_path(
@@ -160,8 +140,7 @@ def fixed_path(
     start = baseline_rows(model, case, baseline, keep_sink)[0]
     path = fixed_rule(EmbeddingPath(Objective(model, case, target), start), steps)
     scores = np.sum([piece.scores for piece in path], axis=0)
-    unknown = np.full(len(scores), np.nan)
-    return additive("fixed_path", case, target, scores, unknown, baseline, keep_sink, path=path)
+    return from_tokens("fixed_path", case, target, scores, baseline=baseline, keep_sink=keep_sink, path=path)
 
 
 def input_x_gradient(model: LoadedModel, case: Case, target: Target, *, keep_sink: bool = True) -> Attribution:
@@ -171,7 +150,7 @@ def input_x_gradient(model: LoadedModel, case: Case, target: Target, *, keep_sin
     objective = Objective(model, case, target)
     product = InputXGradient(objective).attribute(objective.inputs[None].clone().requires_grad_())
     scores = _summed(product[0], model, target)
-    return additive("input_x_gradient", case, target, scores, np.full(len(scores), np.nan), "zero", keep_sink)
+    return from_tokens("input_x_gradient", case, target, scores, baseline="zero", keep_sink=keep_sink)
 
 
 def expected_gradients(
@@ -207,7 +186,8 @@ def expected_gradients(
                 break
     finally:
         np.random.set_state(state)
-    return additive("expected_gradients", case, target, np.mean(samples, axis=0), errors, "sampled", keep_sink)
+    scores = np.mean(samples, axis=0)
+    return from_tokens("expected_gradients", case, target, scores, errors, baseline="sampled", keep_sink=keep_sink)
 
 
 def _summed(attributed: Tensor, model: LoadedModel, target: Target) -> np.ndarray:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from xai_utils.attribution.absence import moved
 from xai_utils.attribution.masking import Presence, draw_error, evaluate, players
-from xai_utils.attribution.result import Attribution
+from xai_utils.attribution.result import Attribution, from_words
 from xai_utils.attribution.target import Objective, Target
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
@@ -41,7 +41,8 @@ def ablation(
         removed[row, list(positions)] = True
     values = presence.absent(removed)
     scores = values[-1] - values[:-1]
-    return _attribution("ablation", baseline, case, target, keep_sink, groups, scores.mean(-1), draw_error(scores))
+    means, errors = scores.mean(-1), draw_error(scores)
+    return _found("ablation", case, target, groups, means, errors, baseline=baseline, keep_sink=keep_sink)
 
 
 def sensitivity(
@@ -63,7 +64,7 @@ def sensitivity(
     groups = _groups(case, keep_sink)
     noisy = _shaken(Objective(model, case, target), groups, _sigma(model, sigma, relative), draws, seed)
     deviation, error = deviation_with_error(noisy.values)
-    return _attribution("sensitivity", "", case, target, keep_sink, groups, deviation, error)
+    return _found("sensitivity", case, target, groups, deviation, error, keep_sink=keep_sink)
 
 
 def sensitivity_mean(
@@ -82,7 +83,7 @@ def sensitivity_mean(
     noisy = _shaken(Objective(model, case, target), groups, _sigma(model, sigma, relative), draws, seed)
     change = np.abs(noisy.values - noisy.clean)
     error = change.std(1, ddof=1) / np.sqrt(draws)
-    return _attribution("sensitivity_mean", "", case, target, keep_sink, groups, change.mean(1), error)
+    return _found("sensitivity_mean", case, target, groups, change.mean(1), error, keep_sink=keep_sink)
 
 
 def dose_response(
@@ -203,24 +204,30 @@ def _groups(case: Case, keep_sink: bool) -> list[Positions]:
     return list(dict.fromkeys([(int(position),) for position in free] + whole))
 
 
-def _attribution(
+def _found(
     method: str,
-    baseline: str,
     case: Case,
     target: Target,
-    keep_sink: bool,
     groups: list[Positions],
     scores: Float[np.ndarray, " group"],
     errors: Float[np.ndarray, " group"],
+    *,
+    baseline: str = "",
+    keep_sink: bool,
 ) -> Attribution:
     """Scores of groups as token scores and, for the whole word, word scores."""
-    row = {positions: index for index, positions in enumerate(groups)}
-    tokens, words = np.full((2, len(case.tokens)), np.nan), np.full((2, len(units(case))), np.nan)
-    both = np.stack([scores, errors])
-    for positions, index in row.items():
-        if len(positions) == 1:
-            tokens[:, positions[0]] = both[:, index]
-    for player in players(case, keep_sink):
-        words[:, player.unit] = both[:, row[player.positions]]
-    sink = "kept" if keep_sink else "moved"
-    return Attribution(method, baseline, sink, target.unit, False, *tokens, *words)
+    both = dict(zip(groups, np.stack([scores, errors], axis=1), strict=True))
+    chosen, nothing = players(case, keep_sink), np.full(2, np.nan)
+    tokens = np.stack([both.get((position,), nothing) for position in range(len(case.tokens))], axis=1)
+    words = np.stack([both[player.positions] for player in chosen], axis=1)
+    return from_words(
+        method,
+        case,
+        target,
+        chosen,
+        *words,
+        baseline=baseline,
+        keep_sink=keep_sink,
+        additive=False,
+        tokens=tokens,
+    )

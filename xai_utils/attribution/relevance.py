@@ -24,9 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from xai_utils.attribution.integrated_gradients import additive
 from xai_utils.attribution.lrp_rules import Rule, rules
-from xai_utils.attribution.result import FLOOR, Attribution, Certificate
+from xai_utils.attribution.result import FLOOR, Attribution, Certificate, from_tokens
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
@@ -59,9 +58,8 @@ def cp_lrp(model: LoadedModel, case: Case, target: Target) -> Attribution:
     carry, 0 for an answer of one token in a model without biases. Raises UserError for an architecture without rules.
     """
     found = relevance(model, case, target, "cp")
-    unknown = np.full(len(case.tokens), np.nan)
     proof = _certificate(found)
-    return _in_logits(additive("cp_lrp", case, target, found.scores, unknown, "", False, certificate=proof))
+    return from_tokens("cp_lrp", case, target, found.scores, keep_sink=False, unit="logits", certificate=proof)
 
 
 def attn_lrp(model: LoadedModel, case: Case, target: Target) -> Attribution:
@@ -70,8 +68,7 @@ def attn_lrp(model: LoadedModel, case: Case, target: Target) -> Attribution:
     Its scores do not sum to the centred logit: the softmax does not conserve. Raises UserError as `cp_lrp` does.
     """
     found = relevance(model, case, target, "attn")
-    unknown = np.full(len(case.tokens), np.nan)
-    return _in_logits(additive("attn_lrp", case, target, found.scores, unknown, "", False))
+    return from_tokens("attn_lrp", case, target, found.scores, keep_sink=False, unit="logits")
 
 
 def attn_lrp_norm(model: LoadedModel, case: Case, target: Target) -> Attribution:
@@ -81,13 +78,9 @@ def attn_lrp_norm(model: LoadedModel, case: Case, target: Target) -> Attribution
     """
     squares = relevance(model, case, target, "attn").gradient.double().square().sum(-1).cpu().numpy()
     words = np.sqrt([squares[list(unit.tokens)].sum() if unit.tokens else np.nan for unit in units(case)])
-    unknown = np.full(len(squares), np.nan)
-    plain = additive("attn_lrp_norm", case, target, np.sqrt(squares), unknown, "", False)
-    return dataclasses.replace(plain, unit="logits per unit", additive=False, word_scores=words)
-
-
-def _in_logits(found: Attribution) -> Attribution:
-    return dataclasses.replace(found, unit="logits")
+    norms, unit = np.sqrt(squares), "logits per unit"
+    plain = from_tokens("attn_lrp_norm", case, target, norms, keep_sink=False, additive=False, unit=unit)
+    return dataclasses.replace(plain, word_scores=words)
 
 
 def _certificate(found: Relevance) -> Certificate:

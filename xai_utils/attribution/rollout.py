@@ -8,18 +8,18 @@ target; they stand in the table of methods to be compared with the others.
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from xai_utils.attention.layers import Layer, stream, uniform
-from xai_utils.attribution.absence import moved
-from xai_utils.attribution.result import Attribution, to_words
+from xai_utils.attribution.result import Attribution, from_tokens
 from xai_utils.attribution.target import Target
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
+
+UNIT = "share of attention"
 
 
 def _step(mean: Float[Tensor, "query key"], before: Float[Tensor, "query key"]) -> Float[Tensor, "query key"]:
@@ -71,7 +71,8 @@ def attention(model: LoadedModel, case: Case, target: Target, *, keep_sink: bool
     """
     rows: list[Tensor] = []
     stream(model, case.ids, lambda layer: rows.append(layer.weights[:, -1].double().mean(0).cpu()))
-    return _attribution("attention", case, torch.stack(rows).mean(0).numpy(), keep_sink)
+    scores = torch.stack(rows).mean(0).numpy()
+    return from_tokens("attention", case, target, scores, keep_sink=keep_sink, additive=False, unit=UNIT)
 
 
 def rollout(model: LoadedModel, case: Case, target: Target, *, keep_sink: bool = True) -> Attribution:
@@ -79,20 +80,5 @@ def rollout(model: LoadedModel, case: Case, target: Target, *, keep_sink: bool =
 
     `target` changes nothing, as in `attention`.
     """
-    return _attribution("rollout", case, rollout_matrix(model, case)[-1].numpy(), keep_sink)
-
-
-def _attribution(method: str, case: Case, scores: Float[np.ndarray, " position"], keep_sink: bool) -> Attribution:
-    scores = np.where(moved(case, keep_sink).numpy(), scores, np.nan)
-    words = to_words(scores, case)
-    return Attribution(
-        method=method,
-        baseline="",
-        sink="kept" if keep_sink else "moved",
-        unit="share of attention",
-        additive=False,
-        scores=scores,
-        errors=np.full(len(scores), np.nan),
-        word_scores=words,
-        word_errors=np.full(len(words), np.nan),
-    )
+    scores = rollout_matrix(model, case)[-1].numpy()
+    return from_tokens("rollout", case, target, scores, keep_sink=keep_sink, additive=False, unit=UNIT)

@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Bool, Float
 
 from xai_utils.attribution.masking import Presence, all_subsets, draw_error
-from xai_utils.attribution.result import FLOOR, Attribution
+from xai_utils.attribution.result import FLOOR, Attribution, from_words
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.text.cases import Case, units
+from xai_utils.text.cases import Case
 
 PAIRS = 8  # of orders in a round of Shapley sampling
 REPLICATES = 8  # of KernelSHAP before its error is believed
@@ -53,7 +53,7 @@ def shapley(
     count, draws = len(presence.players), len(presence.rows)
     if 2**count * draws <= budget:
         scores = exact_shapley(presence.removing(all_subsets(count)))
-        return _attribution("shapley", presence, case, baseline, keep_sink, scores.mean(-1), draw_error(scores), True)
+        return _found("shapley", presence, case, baseline, keep_sink, scores.mean(-1), draw_error(scores), True)
     _affords("shapley", budget, 4 * count * draws, case)
     generator = np.random.default_rng(seed)
     size = min(PAIRS, budget // (2 * count * draws))
@@ -72,7 +72,7 @@ def shapley(
         if _small(spread, presence, tolerance):
             break
     scores, error = scores.mean(0), np.hypot(spread, draw_error(scores.mean(0)))
-    return _attribution("shapley", presence, case, baseline, keep_sink, scores.mean(-1), error, True)
+    return _found("shapley", presence, case, baseline, keep_sink, scores.mean(-1), error, True)
 
 
 def kernel_shap(
@@ -111,7 +111,7 @@ def kernel_shap(
             break
     scores = np.mean(found, axis=0)
     error = np.hypot(spread, draw_error(scores))
-    return _attribution("kernel_shap", presence, case, baseline, keep_sink, scores.mean(-1), error, True)
+    return _found("kernel_shap", presence, case, baseline, keep_sink, scores.mean(-1), error, True)
 
 
 def lime(
@@ -136,7 +136,7 @@ def lime(
     if 2**count * draws <= budget:
         masks = all_subsets(count)
         scores, _ = lime_fit(masks, presence.removing(masks), _lime_frequency(masks, budget // draws))
-        return _attribution("lime", presence, case, baseline, keep_sink, scores.mean(-1), draw_error(scores), False)
+        return _found("lime", presence, case, baseline, keep_sink, scores.mean(-1), draw_error(scores), False)
     _affords("lime", budget, 4 * count * draws, case)
     generator = np.random.default_rng(seed)
     masks = np.ones((1, count), dtype=bool)
@@ -147,7 +147,7 @@ def lime(
         if len(masks) * draws + draws > budget or (len(masks) > 4 * count and _small(spread, presence, tolerance)):
             break
     error = np.hypot(spread, draw_error(scores))
-    return _attribution("lime", presence, case, baseline, keep_sink, scores.mean(-1), error, False)
+    return _found("lime", presence, case, baseline, keep_sink, scores.mean(-1), error, False)
 
 
 def occlusion(
@@ -181,7 +181,7 @@ def occlusion(
         hidden = Occlusion(answer)
         scores.append(hidden.attribute(present, shape, strides=1, baselines=0, perturbations_per_eval=64)[0].numpy())
     columns = np.stack(scores, axis=-1)
-    return _attribution("occlusion", presence, case, baseline, keep_sink, columns.mean(-1), draw_error(columns), False)
+    return _found("occlusion", presence, case, baseline, keep_sink, columns.mean(-1), draw_error(columns), False)
 
 
 def exact_shapley(values: Float[np.ndarray, "subset ..."]) -> Float[np.ndarray, "player ..."]:
@@ -279,7 +279,7 @@ def _numpy_seed(seed: int) -> Iterator[None]:
         np.random.set_state(state)
 
 
-def _attribution(
+def _found(
     method: str,
     presence: Presence,
     case: Case,
@@ -289,14 +289,6 @@ def _attribution(
     errors: Float[np.ndarray, " player"],
     additive: bool,
 ) -> Attribution:
-    tokens, words = np.full((2, len(case.tokens)), np.nan), np.full((2, len(units(case))), np.nan)
-    for player, both in zip(presence.players, np.stack([scores, errors], axis=1), strict=True):
-        words[:, player.unit] = both
-        where = list(player.positions)
-        if additive:  # a token that two words share has its part of both
-            tokens[:, where] = np.nan_to_num(tokens[:, where]) + both[:, None] / len(where)
-        elif len(where) == 1:
-            tokens[:, where] = both[:, None]
-    sink = "kept" if keep_sink else "moved"
-    unit = presence.objective.target.unit
-    return Attribution(method, baseline, sink, unit, additive, *tokens, *words)
+    target, players = presence.objective.target, presence.players
+    settings = {"baseline": baseline, "keep_sink": keep_sink, "additive": additive}
+    return from_words(method, case, target, players, scores, errors, **settings)  # type: ignore[arg-type]

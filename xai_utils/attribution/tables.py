@@ -9,19 +9,15 @@ from typing import Any
 import pandas as pd
 
 from xai_utils.attribution.result import Attribution, Certificate
-from xai_utils.attribution.target import Target
-from xai_utils.text.cases import Case, units
+from xai_utils.text.cases import units
 
 TABLES = ("attributions", "word_scores", "certificates")
 
 
-def tables_of(case: Case, goal: Target, found: Attribution) -> dict[str, pd.DataFrame]:
+def tables_of(found: Attribution) -> dict[str, pd.DataFrame]:
     """The three tables of one attribution; that of certificates is empty where the method has none."""
-    keys = case.keys() | goal.keys() | found.keys()
-    proofs = [keys | certificate_row(found.certificate)] if found.certificate is not None else []
-    return dict(
-        zip(TABLES, map(frame, [token_rows(keys, case, found), word_rows(keys, case, found), proofs]), strict=True)
-    )
+    proofs = [found.keys() | certificate_row(found.certificate)] if found.certificate is not None else []
+    return dict(zip(TABLES, map(frame, [token_rows(found), word_rows(found), proofs]), strict=True))
 
 
 def joined(parts: list[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
@@ -34,9 +30,10 @@ def joined(parts: list[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
 
 
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """A table whose character positions are whole numbers or nothing."""
+    """A table whose character positions are whole numbers or nothing, and `stands` true, false or nothing."""
     table = pd.DataFrame(rows)
-    return table.astype({name: "Int64" for name in ("start", "end") if name in table})
+    kinds = {"start": "Int64", "end": "Int64", "stands": "boolean"}
+    return table.astype({name: kind for name, kind in kinds.items() if name in table})
 
 
 def certificate_row(certificate: Certificate) -> dict[str, Any]:
@@ -46,7 +43,9 @@ def certificate_row(certificate: Certificate) -> dict[str, Any]:
     }
 
 
-def token_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[dict[str, Any]]:
+def token_rows(found: Attribution) -> list[dict[str, Any]]:
+    """One row a position."""
+    keys, kept = found.keys(), found.sink == "kept"
     return [
         keys
         | {
@@ -54,17 +53,19 @@ def token_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[dic
             "token": token.label,
             "start": token.start,
             "end": token.end,
-            "kind": "kept" if found.sink == "kept" and math.isnan(score) and token.kind == "special" else token.kind,
+            "kind": "kept" if kept and math.isnan(score) and token.kind == "special" else token.kind,
             "score": score,
             "error": error,
         }
         for position, (token, score, error) in enumerate(
-            zip(case.tokens, found.scores.tolist(), found.errors.tolist(), strict=True)
+            zip(found.case.tokens, found.scores.tolist(), found.errors.tolist(), strict=True)
         )
     ]
 
 
-def word_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[dict[str, Any]]:
+def word_rows(found: Attribution) -> list[dict[str, Any]]:
+    """One row a unit of the word view: a word, or a token that belongs to none."""
+    keys = found.keys()
     return [
         keys
         | {
@@ -73,9 +74,12 @@ def word_rows(keys: dict[str, str], case: Case, found: Attribution) -> list[dict
             "end": unit.end,
             "is_word": unit.is_word,
             "pieces": len(unit.tokens),
-            "score": score,
-            "error": error,
+            "score": found.word_scores[row],
+            "error": found.word_errors[row],
+            "low": math.nan if found.low is None else found.low[row],
+            "high": math.nan if found.high is None else found.high[row],
+            "stands": None if found.stands is None or math.isnan(found.word_scores[row]) else bool(found.stands[row]),
             "additive": found.additive,
         }
-        for unit, score, error in zip(units(case), found.word_scores.tolist(), found.word_errors.tolist(), strict=True)
+        for row, unit in enumerate(units(found.case))
     ]

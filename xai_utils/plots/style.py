@@ -149,6 +149,8 @@ class Bars:
     absent: str = "no value"  # what stands in a bar's place
     note: str = ""
     converged: bool = True
+    low: np.ndarray | None = None  # least and greatest score over a panel, drawn as a line over the bar
+    high: np.ndarray | None = None
 
     def describe(self) -> str:
         """The finding in a sentence, for an alt text."""
@@ -306,6 +308,8 @@ def _draw(axes: Axes, one: Bars, slots: int) -> None:
         axes.errorbar(
             one.scores[marked], places[marked], xerr=one.errors[marked], fmt="none", ecolor=INK, elinewidth=0.8
         )
+    if one.low is not None and one.high is not None:
+        axes.hlines(places[there], one.low[there], one.high[there], color=INK, linewidth=0.8)
     for place in places[~there]:
         axes.annotate(
             one.absent, (0, place), (3, 0), textcoords="offset points", color="#757575", style="italic", va="center"

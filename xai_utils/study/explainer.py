@@ -200,7 +200,7 @@ class Explainer:
         )
         for name, label, text in wanted:
             job = self._method(name, label, text, target, settings)
-            yield tables_of(job.case, job.target, attribution(job))
+            yield tables_of(attribution(job))
 
     def tables(
         self,
@@ -222,11 +222,11 @@ class Explainer:
             asked = [self._explaining(method, case, goal, {}) for case, goal in prompts]
             self.fill(progress(asked, label))
             for step, job in enumerate(asked):
-                case, goal, found = job.case, job.target, attribution(job)
-                keys = case.keys() | goal.keys() | found.keys() | {"step": step, "generated": goal.text}
+                found = attribution(job)
+                keys = found.keys() | {"step": step, "generated": job.target.text}
                 rows += [
                     keys | {"position": position, "token": token.label, "score": score}
-                    for position, (token, score) in enumerate(zip(case.tokens, found.scores.tolist(), strict=True))
+                    for position, (token, score) in enumerate(zip(job.case.tokens, found.scores.tolist(), strict=True))
                 ]
                 if found.certificate is not None:
                     proofs.append(keys | certificate_row(found.certificate))

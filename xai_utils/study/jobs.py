@@ -120,22 +120,29 @@ def code_version(module: str) -> str:
 
 
 def to_json(found: Attribution) -> str:
-    return json.dumps(dataclasses.asdict(found), default=np.ndarray.tolist, ensure_ascii=False)
+    """The numbers of an attribution; its case and target stand with whoever asks for it again."""
+    content = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    numbers = {name: value for name, value in content.items() if name not in ("case", "target")}
+    return json.dumps(numbers, default=_plain, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else dataclasses.asdict(value)
 
 
 def attribution(job: Job) -> Attribution:
     """The result of a job that was computed."""
-    return from_json(job.file.read_text(encoding="utf-8"))
+    return from_json(job.file.read_text(encoding="utf-8"), job.case, job.target)
 
 
-def from_json(text: str) -> Attribution:
+def from_json(text: str, case: Case, target: Target) -> Attribution:
     content = json.loads(text)
-    arrays = ("scores", "errors", "word_scores", "word_errors")
-    content |= {name: np.array(content[name], dtype=float) for name in arrays}
+    arrays = ("scores", "errors", "word_scores", "word_errors", "low", "high")
+    content |= {name: np.array(content[name], dtype=float) for name in arrays if content[name] is not None}
     certificate = content["certificate"]
     content["certificate"] = None if certificate is None else Certificate(**certificate)
     inner = ("alphas", "values", "scores")
     content["path"] = tuple(
         Piece(**(piece | {name: np.array(piece[name]) for name in inner})) for piece in content["path"]
     )
-    return Attribution(**content)
+    return Attribution(case=case, target=target, **content)

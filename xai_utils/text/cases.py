@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SUBSCRIPT = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"})
+JOINERS = "\u200c\u200d"  # unprintable by themselves, but part of words and of emoji
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,16 @@ class Case:
     def keys(self) -> dict[str, str]:
         """The key columns that every table starts with."""
         return {"study": self.study, "text": self.text_id, "model": self.model, "role": self.role}
+
+
+def visible(text: str) -> str:
+    r"""A text on one line with what cannot be seen, or turns the writing direction, made visible.
+
+    >>> visible("a\n\u202eb")
+    'a⏎‹U+202E›b'
+    """
+    shown = text.translate(VISIBLE)
+    return "".join(c if c.isprintable() or c in JOINERS else f"‹U+{ord(c):04X}›" for c in shown)
 
 
 def normalise(text: str, form: Literal["NFC", "NFKC", "none"] = "NFC") -> str:

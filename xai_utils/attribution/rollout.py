@@ -21,6 +21,8 @@ from xai_utils.attribution.target import Target
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
+VERSION = 1  # raise it when results would come out different
+
 
 def _step(mean: Float[Tensor, "query key"], before: Float[Tensor, "query key"]) -> Float[Tensor, "query key"]:
     """One layer more: half through attention, half through the residual connection."""

@@ -22,7 +22,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 report: setup  ## run the notebooks on studies/default.yaml, rebuild figs/, report/tables/, report/blog/, report/site/
-	$(BIN)/python -m xai_utils report --kernels 2
+	$(BIN)/python -m xai_utils report
 
 test: setup  ## fetch the models that the tests use, then run the tests
 	$(BIN)/python -m xai_utils fetch --tests

@@ -145,7 +145,7 @@ def test_a_failing_case_is_named_and_the_others_are_there(book, two_workers, tmp
 def test_a_worker_with_other_weights_is_refused(book, two_workers, monkeypatch):
     monkeypatch.setenv(cluster.SCHEDULER, two_workers)
     job = book._method("ablation", "base", "t0", None, {})
-    object.__setattr__(job, "makers", {**job.makers, "weights": "others"})
+    object.__setattr__(job, "makers", ({**job.makers[0], "weights": "others"},))
     ((_, outcome),) = cluster.computed(iter([job]), book.models)
     assert "the worker's weights differ" in str(outcome)
 

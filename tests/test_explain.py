@@ -69,7 +69,7 @@ def test_second_time_comes_from_the_cache(book):
     files = list(book.folders.cache.rglob("*.json"))
     assert len(files) == 1
     content = json.loads(files[0].read_text())
-    content["scores"][3] = 42.0
+    content["attribution"]["scores"]["array"][3] = 42.0
     files[0].write_text(json.dumps(content))
     second = book.attribute("base", "planets", "integrated_gradients")
     assert second.scores[3] == 42.0

@@ -88,72 +88,13 @@ def test_a_run_goes_through_the_sequence_in_order(book, notebooks, study, tmp_pa
     assert (notebooks / "01_a.ipynb").read_bytes() == source
 
 
-def test_several_notebooks_run_at_once_on_their_share_of_the_cores(book, notebooks, study, tmp_path):
-    wait = f"""
-import os, time, pathlib
-here = pathlib.Path({str(tmp_path)!r})
-(here / NAME).write_text(os.environ["OMP_NUM_THREADS"])
-while not all((here / name).exists() for name in ("01_a", "02_b")):
-    time.sleep(0.05)
-"""
-    for name in ("01_a", "02_b", "03_c"):
-        book(name, f"NAME = {name!r}{wait}")
-    before = os.environ.get("OMP_NUM_THREADS")
-    run(study, kernels=2, timeout=60, notebooks=notebooks)
-    share, whole = (before or str(max(os.cpu_count() // kernels, 1)) for kernels in (2, 1))
-    assert [(tmp_path / name).read_text() for name in ("01_a", "02_b")] == [share] * 2
-    assert (tmp_path / "03_c").read_text() in (share, whole)  # whole where the others had both ended
-    assert os.environ.get("OMP_NUM_THREADS") == before
-
-
-def test_a_kernel_takes_over_the_cores_of_those_that_have_ended(book, notebooks, study, tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    read = "import os, time, pathlib\nnow = lambda: pathlib.Path(os.environ['XAI_SHARED']).read_text()\n"
-    met = f"{read}here = pathlib.Path({str(tmp_path)!r})\n(here / 'NAME').write_text(now())\n"
-    meet = "while not all((here / name).exists() for name in ('01_a', '02_b')): time.sleep(0.05)"
-    book("01_a", met.replace("NAME", "01_a") + meet, "while now() != '1': time.sleep(0.05)")
-    book("02_b", met.replace("NAME", "02_b") + meet)
-    run(study, kernels=2, timeout=60, notebooks=notebooks)
-    assert [(tmp_path / name).read_text() for name in ("01_a", "02_b")] == ["2", "2"]
-    assert "XAI_SHARED" not in os.environ and "OMP_NUM_THREADS" not in os.environ
-
-
-def test_what_others_read_goes_first(book, notebooks, study, tmp_path):
-    log = tmp_path / "log"
-    for name in ("00_z", "01_a", "04_d", "05_e", "06_f"):
-        book(name, f"open({str(log)!r}, 'a').write({name[:2]!r} + ' ')")
-    run(study, only=["00", "01", "04", "05", "06"], notebooks=notebooks)
-    assert log.read_text().split() == ["01", "04", "00", "05", "06"]
-
-
-def test_the_comparison_begins_when_all_that_it_reads_is_there(book, notebooks, study, tmp_path):
-    log = tmp_path / "log"
-    log.touch()
-    until = f"while '+04' not in open({str(log)!r}).read() and time.monotonic() < end: time.sleep(0.05)"
-    for name in ("01_a", "02_b", "03_c", "04_d", "05_e"):
-        note = f"open({str(log)!r}, 'a').write"
-        wait = until if name == "02_b" else ""
-        book(name, f"import time\nend = time.monotonic() + 60\n{note}('+{name[:2]} ')\n{wait}\n{note}('-{name[:2]} ')")
-    run(study, kernels=2, notebooks=notebooks)
-    events = log.read_text().split()
-    assert events[-2:] == ["+05", "-05"] and sorted(events) == sorted([f"{s}0{n}" for n in range(1, 6) for s in "+-"])
-    assert events.index("+04") < events.index("-02")  # meanwhile others went on
-    log.unlink()
-    run(study, only=["05"], kernels=2, notebooks=notebooks)
-    assert log.read_text().split() == ["+05", "-05"]
-
-
-def test_the_first_failure_ends_what_runs_beside_it(book, notebooks, study, runs, tmp_path):
-    pid_file = tmp_path / "pid"
-    book("01_a", f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(300)")
-    book("02_b", f"import os, time\nwhile not os.path.exists({str(pid_file)!r}): time.sleep(0.1)", "1 / 0")
-    book("03_c")
-    start = time.monotonic()
-    with pytest.raises(UserError, match=r"02_b.ipynb, cell 3: ZeroDivisionError"):
-        run(study, kernels=2, notebooks=notebooks)
-    assert time.monotonic() - start < 100 and not list(runs.rglob("*.ipynb"))
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid_file.read_text()), 0)
+def test_the_first_failure_ends_the_run(book, notebooks, study, runs, tmp_path):
+    book("01_a")
+    book("02_b", "1 / 0")
+    book("03_c", f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(UserError, match=r"02_b.ipynb, cell 2: ZeroDivisionError"):
+        run(study, notebooks=notebooks)
+    assert [path.name for path in runs.rglob("*.ipynb")] == ["01_a.ipynb"] and not (tmp_path / "ran").exists()
 
 
 def test_the_kernel_is_this_python_in_the_repository(book, tmp_path, monkeypatch):
@@ -360,19 +301,17 @@ def test_results_that_cannot_be_written(book, notebooks, runs, study):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("kernels", [1, 2])
-def test_an_interrupted_run_leaves_the_old_output_and_no_kernel(
-    book, notebooks, runs, study, tmp_path, number, kernels
-):
+def test_an_interrupted_run_leaves_the_old_output_and_no_kernel(book, notebooks, runs, study, tmp_path, number):
     pid_file = tmp_path / "pid"
     book("01_a", f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(120)")
     out = runs / "mine/notebooks/01_a.ipynb"
     out.parent.mkdir(parents=True)
     out.write_text("old")
     code = f"""
-import sys; from pathlib import Path; from xai_utils import __main__, run
+import sys; from pathlib import Path; from xai_utils import __main__
+from xai_utils.study import run
 run.run.__defaults__ = (*run.run.__defaults__[:-1], Path({str(notebooks)!r}))
-sys.exit(__main__.main(["run", "--study", {str(study)!r}, "--kernels", "{kernels}"]))
+sys.exit(__main__.main(["run", "--study", {str(study)!r}]))
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code],

@@ -10,7 +10,6 @@ from xai_utils.attribution.target import Objective
 from xai_utils.models import threads
 from xai_utils.models.threads import in_passes
 from xai_utils.models.watch import Stopped, Watch
-from xai_utils.study.sharing import SHARED
 
 
 @pytest.fixture
@@ -86,14 +85,3 @@ def test_passes_side_by_side_are_watched(objective):
     with pytest.raises(Stopped), watch:
         objective.values_and_gradients(embeds)
     assert watch.passes < 2
-
-
-def test_a_share_of_the_cores_is_taken_anew_before_each_batch(cores, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 6)
-    file = tmp_path / "processes"
-    monkeypatch.setenv(SHARED, str(file))
-    for processes, expected in ((2, 3), (4, 1), (8, 1)):
-        file.write_text(str(processes))
-        assert in_passes(lambda rows: torch.get_num_threads(), torch.zeros(1, 3, 1), room=1) == [expected]
-    monkeypatch.delenv(SHARED)
-    assert in_passes(lambda rows: torch.get_num_threads(), torch.zeros(1, 3, 1), room=1) == [1]

@@ -24,7 +24,6 @@ PUBLISHED = Path("studies/default.yaml")
 Only = Annotated[list[str] | None, typer.Option("--only", help="a notebook by number, as 02; may be given again")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value for a parameter of the notebooks")]
 CellTime = Annotated[int, typer.Option("--timeout", min=1, help="seconds that one cell may take")]
-Kernels = Annotated[int, typer.Option("--kernels", min=1, help="so many notebooks run at once, and share the work")]
 Scheduler = Annotated[str | None, typer.Option("--scheduler", help="address of a dask scheduler that gets the cases")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="so many processes of this machine get them")]
 
@@ -35,7 +34,6 @@ def run(
     only: Only = None,
     settings: Settings = None,
     timeout: CellTime = 3600,
-    kernels: Kernels = 1,
     scheduler: Scheduler = None,
     workers: Workers = None,
 ) -> None:
@@ -46,7 +44,7 @@ def run(
 
     start = time.monotonic()
     with cluster.scheduler(scheduler, workers):
-        jobs = run_notebooks(study, only or (), settings or (), timeout, kernels)
+        jobs = run_notebooks(study, only or (), settings or (), timeout)
     for job in jobs:
         print(job.output)
     print(f"{len(jobs)} notebooks in {time.monotonic() - start:.0f} s", not_converged(load_study(study)), sep="; ")
@@ -56,14 +54,13 @@ def run(
 def report(
     study: StudyFile = PUBLISHED,
     timeout: CellTime = 3600,
-    kernels: Kernels = 1,
     scheduler: Scheduler = None,
     workers: Workers = None,
 ) -> None:
     """Execute the notebooks 01 to 05 on a study, then rebuild its report."""
     from report.build import build
 
-    run(study, timeout=timeout, kernels=kernels, scheduler=scheduler, workers=workers)
+    run(study, timeout=timeout, scheduler=scheduler, workers=workers)
     print(build(load_study(study)))
 
 

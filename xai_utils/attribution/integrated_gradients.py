@@ -23,6 +23,8 @@ from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
+VERSION = 1  # raise it when results would come out different
+
 
 def integrated_gradients(
     model: LoadedModel,

@@ -31,6 +31,7 @@ from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case, units
 
+VERSION = 1  # raise it when results would come out different
 TOLERANCE = 1e-3  # of the sum: rounding in float32 stays far below it, a step without a rule does not
 
 _linear: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()

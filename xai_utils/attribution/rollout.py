@@ -20,6 +20,7 @@ from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
 UNIT = "share of attention"
+VERSION = 1  # raise it when results would come out different
 
 
 def _step(mean: Float[Tensor, "query key"], before: Float[Tensor, "query key"]) -> Float[Tensor, "query key"]:

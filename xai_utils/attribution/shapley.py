@@ -26,6 +26,7 @@ from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
+VERSION = 1  # raise it when results would come out different
 PAIRS = 8  # of orders in a round of Shapley sampling
 REPLICATES = 8  # of KernelSHAP before its error is believed
 ROUND = 64  # prompts in a round of LIME

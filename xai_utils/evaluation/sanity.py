@@ -26,6 +26,7 @@ from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case, units
 
+VERSION = 1  # raise it when results would come out different
 Scores = Float[np.ndarray, " word"]
 
 

@@ -9,29 +9,17 @@ from __future__ import annotations
 import contextvars
 import functools
 import itertools
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from xai_utils.study.sharing import SHARED, cores_of_each
-
 LEAST = 256  # positions for each core: a pass of few is bound by reading the weights, which every core does for itself
 
 Found = TypeVar("Found")
-
-
-def _take_share() -> None:
-    """Compute from here on with this process's share of the cores, where a run is shared among processes: whoever asks
-    again takes over the cores of those that have ended.
-    """
-    if SHARED in os.environ:
-        torch.set_num_threads(cores_of_each(int(Path(os.environ[SHARED]).read_text())))
 
 
 @functools.cache
@@ -67,7 +55,6 @@ def in_passes(function: Callable[[slice], Found], embeds: Tensor, room: int) -> 
 
     On a CPU several parts are computed at once, each on one core and in the caller's context.
     """
-    _take_share()
     threads = torch.get_num_threads()
     parts, cores = cut(len(embeds), embeds.shape[1], room, threads if embeds.device.type == "cpu" else 1)
     edges = [len(embeds) * part // parts for part in range(parts + 1)]

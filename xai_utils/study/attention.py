@@ -6,7 +6,6 @@ study and cached by content.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,12 +16,12 @@ from xai_utils.attention import heads, layers, maps
 from xai_utils.attention.words import WordAttention, attention_change, word_attention
 from xai_utils.attribution import rollout
 from xai_utils.attribution.target import Target
-from xai_utils.files import write_text
 from xai_utils.models.loading import LoadedModel
 from xai_utils.study.explainer import Explainer, progress
 from xai_utils.text.cases import Case, prepare
 from xai_utils.text.entry import TextEntry
 
+VERSION = 1  # raise it when these tables would come out different
 HALF = 0.5
 SAME = 1e-9  # nats; two runs of one model on the same tokens differ by nothing
 
@@ -125,20 +124,9 @@ def words_of(book: Explainer, label: str, entry: TextEntry) -> WordAttention:
 
 
 def _changed(book: Explainer, base: str, other: str, entry: TextEntry) -> pd.DataFrame:
-    texts = [entry, *(entry.model_copy(update={"text": rewording}) for rewording in entry.rewordings)]
-    model, case, target = book.models[base], book.case(base, entry.id), book.target(base, entry.id)
-    beside = book.models[other]
-    what = [other, beside.revision, book.case(other, entry.id).ids, list(entry.rewordings)]
-    file = book.cache_file(model, case, target, attention_change, what)
-    if not file.exists():
-        first, *again = [(words_of(book, base, text), words_of(book, other, text)) for text in texts]
-        table = attention_change(*first, again)
-        write_text(file, table.to_json(orient="records", double_precision=15, force_ascii=False))
-    table = pd.DataFrame(json.loads(file.read_text(encoding="utf-8")))
-    table["beyond_floor"] = table["beyond_floor"].astype("boolean")
-    return table.astype({"shared": float, "floor": float}).assign(
-        study=book.study.name, text=entry.id, base=base, other=other
-    )
+    reworded = [entry.model_copy(update={"text": rewording}) for rewording in entry.rewordings]
+    again = [tuple(prepare(book.models[label], text, book.study) for label in (base, other)) for text in reworded]
+    return book.pair_tables(base, other, entry.id, _change, again=again)["attention_change"]
 
 
 def _cases(book: Explainer) -> list[tuple[str, str]]:
@@ -164,6 +152,23 @@ def _first_head(model: LoadedModel, case: Case, target: Target) -> pd.DataFrame:
 
 def _drift(model: LoadedModel, case: Case, target: Target) -> pd.DataFrame:
     return rollout.drift(model, case)
+
+
+def _change(
+    base: LoadedModel,
+    other: LoadedModel,
+    base_case: Case,
+    other_case: Case,
+    base_target: Target,
+    other_target: Target,
+    *,
+    again: Sequence[tuple[Case, Case]],
+) -> dict[str, pd.DataFrame]:
+    first, *floors = [
+        (word_attention(base, one), word_attention(other, two)) for one, two in [(base_case, other_case), *again]
+    ]
+    table = attention_change(*first, floors).astype({"beyond_floor": "boolean", "shared": float, "floor": float})
+    return {"attention_change": table}
 
 
 def _induction(model: LoadedModel, case: Case, target: Target, *, seed: int) -> pd.DataFrame:

@@ -23,8 +23,7 @@ import torch
 from xai_utils.errors import UserError, first_line
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, load
-from xai_utils.study.jobs import Job, made_by
-from xai_utils.study.sharing import cores_of_each
+from xai_utils.study.jobs import Job, makers
 
 SCHEDULER = "XAI_SCHEDULER"  # the address that this process and the kernels it starts send cases to
 AHEAD = 2  # cases sent for each thread of the cluster: one is computed, one waits, the rest are not made yet
@@ -67,7 +66,7 @@ def _local(workers: int) -> Any:
 
     return LocalCluster(
         n_workers=workers,
-        threads_per_worker=cores_of_each(workers),
+        threads_per_worker=max((os.cpu_count() or 1) // workers, 1),
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
     )
@@ -104,12 +103,12 @@ def _connected(address: str) -> Iterator[Any]:
 
 def _here(jobs: Iterator[Job], models: Mapping[str, LoadedModel]) -> Iterator[tuple[Job, Outcome]]:
     for job in jobs:
-        yield job, _outcome(job, models[job.case.model])
+        yield job, _outcome(job, [models[case.model] for case in job.cases])
 
 
-def _outcome(job: Job, model: LoadedModel) -> Outcome:
+def _outcome(job: Job, models: list[LoadedModel]) -> Outcome:
     try:
-        return job.run(model)
+        return job.run(*models)
     except Exception as error:
         return error
 
@@ -147,14 +146,16 @@ def _fetched(future: Any, address: str) -> Outcome:
 
 def _on_worker(job: Job) -> str:
     with _one_at_a_time:
-        model = dataclasses.replace(_loaded(job.entry), reference=job.reference)
-        own = made_by(model, job.function)
-        if other := [name for name in own if own[name] != job.makers[name]]:
-            raise UserError(
-                f"the worker's {' and '.join(other)} differ from those of the process that asks; expected the same "
-                "package, libraries, model files and kind of device on every machine of a cluster"
-            )
-        return job.run(model)
+        pairs = zip(job.entries, job.references, strict=True)
+        models = [dataclasses.replace(_loaded(entry), reference=reference) for entry, reference in pairs]
+        for model, asked in zip(models, job.makers, strict=True):
+            own = makers(model, job.function)
+            if other := [name for name in own if own[name] != asked[name]]:
+                raise UserError(
+                    f"the worker's {' and '.join(other)} differ from those of the process that asks; expected the same "
+                    "package, libraries, model files and kind of device on every machine of a cluster"
+                )
+        return job.run(*models)
 
 
 @functools.cache

@@ -5,8 +5,6 @@ The measures are those of evaluate.py, faithfulness.py and compare.py; here they
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 
 from xai_utils.attribution.methods import method_name
@@ -52,23 +50,15 @@ def deletion_tests(book: Explainer, word_scores: pd.DataFrame) -> pd.DataFrame:
     scores = one_setting(word_scores[word_scores["method"].isin(book.study.methods)], book.study.baseline)
     cases = [(label, entry.id) for label in book.models for entry in book.study.texts]
     book.fill(_deletion_test(book, scores, *case) for case in progress(cases, "deleting"))
-    return pd.concat([_tested(_deletion_test(book, scores, *case)) for case in cases], ignore_index=True)
+    return pd.concat([_deletion_test(book, scores, *case).result() for case in cases], ignore_index=True)
 
 
 def _deletion_test(book: Explainer, scores: pd.DataFrame, label: str, text: str) -> Job:
     target = book.target(label, text)
     wanted = (scores["model"] == label) & (scores["text"] == text) & (scores["target"] == target.kind)
     rows = scores[wanted & (scores["target_text"] == target.text)]
-    deletions, seed = book.study.deletions, book.study.seed
-    content = rows[["method", "baseline", "sink", "word", "score"]].to_json(orient="values", double_precision=12)
-    key = [deletions, seed, content]
-    return book.job(label, text, faithfulness, key, word_scores=rows, deletions=deletions, seed=seed)
-
-
-def _tested(job: Job) -> pd.DataFrame:
-    table = json.loads(job.file.read_text(encoding="utf-8"))
-    types = {"comprehensiveness_beats_random": "boolean", "sufficiency_beats_random": "boolean"}
-    return pd.DataFrame(table["data"], columns=[field["name"] for field in table["schema"]["fields"]]).astype(types)
+    needed = rows[["method", "baseline", "sink", "unit", "word", "score"]]
+    return book.job(label, text, faithfulness, word_scores=needed, deletions=book.study.deletions, seed=book.study.seed)
 
 
 def leaderboards(measured: Measured) -> pd.DataFrame:

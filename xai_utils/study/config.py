@@ -23,7 +23,7 @@ PUBLISHED = ROOT / "studies" / "default.yaml"
 
 
 Baseline = Literal["mean", "zero", "eos", "space", "sampled"]
-Baselines = Annotated[tuple[Baseline, ...], Field(min_length=1)]
+Absence = Literal["dropped", "hidden", "mean", "sampled", "eos", "space", "zero"]
 
 
 class Study(Entry):
@@ -35,7 +35,8 @@ class Study(Entry):
     texts: Annotated[tuple[TextEntry, ...], Field(min_length=1)]
     prefix: Literal["document_start", "none"] = "document_start"
     target: TargetKind = "logprob"
-    baseline: Baseline = "zero"
+    absences: Annotated[tuple[Absence, ...], Field(min_length=1)] = ("dropped", "mean", "sampled", "eos")  # the panel
+    baseline: Baseline = "zero"  # where a path starts
     baselines: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("zero", "mean")  # a difference keeps its sign
     deletions: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("zero", "eos")  # of the tests of faithfulness
     keep_sink: Flag = True
@@ -49,12 +50,14 @@ class Study(Entry):
     draws: Count = 30  # of noise a token in sensitivity
     sigma: Positive = 0.1  # standard deviation of that noise, in embedding units
     seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = 0
+    claims: Literal["original"] | None = None  # whose claims the report decides
 
     @model_validator(mode="after")
     def _entries_fit(self) -> Self:
         _distinct("models", "label", [model.label for model in self.models])
         _distinct("texts", "id", [text.id for text in self.texts])
         _distinct("methods", "name", list(self.methods))
+        _distinct("absences", "name", list(self.absences))
         for index, text in enumerate(self.texts):
             if (text.target or self.target) == "contrast" and text.contrast is None:
                 raise ValueError(

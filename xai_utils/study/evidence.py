@@ -6,7 +6,6 @@ is there. `make report` reads the published tables and never runs this.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,8 +29,8 @@ from xai_utils.study import evidence_tables as tables_of
 from xai_utils.study.comparison import deletion_tests
 from xai_utils.study.config import Study, load_study
 from xai_utils.study.explainer import Explainer
-from xai_utils.study.jobs import code_version
 from xai_utils.study.results import provenance, rounded
+from xai_utils.study.store import named
 from xai_utils.study.tables import IG
 from xai_utils.text.cases import Case
 from xai_utils.text.entry import TextEntry
@@ -190,19 +189,9 @@ def sanity_of(book: Explainer, label: str, method: str) -> pd.DataFrame:
         )
 
     stages = [math.ceil(share * len(layers(model.model))) for share in DRAWN]
-    key = [
-        method,
-        settings,
-        book.settings(method),
-        stages,
-        study.seed,
-        [(case.ids, target.ids) for case, target in cases],
-    ]
-    file = book.cache_file(model, *cases[0], randomisation, key + [code_version(function.__module__)])
-    if not file.exists():
-        table = randomisation(model, cases, explain, method, stages, study.seed)
-        write_text(file, table.to_json(orient="records", double_precision=15))
-    return pd.DataFrame(json.loads(file.read_text(encoding="utf-8")))
+    parts = [model, cases, randomisation, function, settings, book.settings(method), stages, study.seed]
+    table = book.kept.remember(parts, lambda: randomisation(model, cases, explain, method, stages, study.seed))
+    return named(table, {"study": study.name, "model": label, "role": model.role}).assign(method=method)
 
 
 # ---- corpus

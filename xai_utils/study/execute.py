@@ -1,15 +1,14 @@
 """One notebook on papermill: executed in a fresh kernel, replaced only when it succeeds, every failure told in one
 line.
 
-papermill runs; what is here is what it leaves open: a limit on a cell's time, a kernel that died, other notebooks
-beside it, and a copy fit to be committed.
+papermill runs; what is here is what it leaves open: a limit on a cell's time, a kernel that died, and a copy fit to be
+committed.
 """
 
 import logging
 import os
 import re
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,15 +73,12 @@ class OwnKernel(AsyncKernelManager):
                 process.kill()
 
 
-def execute(
-    job: Job, timeout: int = CELL_SECONDS, bar: "tqdm[Any] | None" = None, ended: threading.Event | None = None
-) -> None:
+def execute(job: Job, timeout: int = CELL_SECONDS, bar: "tqdm[Any] | None" = None) -> None:
     """Execute one notebook in a fresh kernel and replace its output when all cells have succeeded.
 
-    No further cell is begun once `ended` is set. Raises UserError, naming notebook and cell: a cell fails or takes
-    longer than `timeout` seconds, the kernel dies.
+    Raises UserError, naming notebook and cell: a cell fails or takes longer than `timeout` seconds, the kernel dies.
     """
-    progress = _Progress(job, bar, ended)
+    progress = _Progress(job, bar)
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it says is said once, below
     try:
         for attempt in range(1, KERNEL_STARTS + 1):
@@ -127,13 +123,11 @@ def _papermill(job: Job, timeout: int, progress: "_Progress") -> nbformat.Notebo
 class _Progress:
     """Counts cells as a person reads them: code cells from 1, without the injected one."""
 
-    def __init__(self, job: Job, bar: "tqdm[Any] | None", ended: threading.Event | None) -> None:
-        self.name, self.bar, self.ended, self.cells = job.source.name, bar, ended, 0
+    def __init__(self, job: Job, bar: "tqdm[Any] | None") -> None:
+        self.name, self.bar, self.cells = job.source.name, bar, 0
 
     def start(self, cell: nbformat.NotebookNode, **_: Any) -> None:
         self.cells += not _injected(cell)
-        if self.ended is not None and self.ended.is_set():
-            raise UserError(f"{self.place}: not begun, for the run was ended")
 
     def done(self, cell: nbformat.NotebookNode, **_: Any) -> None:
         if self.bar is not None and not _injected(cell):

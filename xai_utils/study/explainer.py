@@ -10,10 +10,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import json
+import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,16 @@ from xai_utils.attribution.absence import shared_mean
 from xai_utils.attribution.continuation import greedy, unrolled
 from xai_utils.attribution.methods import METHODS, method_named
 from xai_utils.attribution.result import Attribution
-from xai_utils.attribution.tables import TABLES, certificate_row, frame, joined, tables_of
+from xai_utils.attribution.tables import TABLES, certificate_row, joined, tables_of
 from xai_utils.attribution.target import Target, make_target
 from xai_utils.errors import UserError
 from xai_utils.files import write_text
 from xai_utils.models.loading import LoadedModel, load
 from xai_utils.study import results
-from xai_utils.study.cluster import Outcome, computed
+from xai_utils.study.cluster import computed
 from xai_utils.study.config import Study
-from xai_utils.study.jobs import Job, attribution, case_key, made_by, reason
-from xai_utils.study.sharing import Claims
+from xai_utils.study.jobs import Job, makers, reason
+from xai_utils.study.store import Result, Store
 from xai_utils.text.cases import Case, prepare
 from xai_utils.text.entry import TextEntry
 
@@ -88,11 +88,33 @@ class Explainer:
     def _entry(self, text: str) -> Any:
         return next(entry for entry in self.study.texts if entry.id == text)
 
+    @property
+    def kept(self) -> Store:
+        """Where results are kept."""
+        return Store(self.folders.cache)
+
     def attribute(self, label: str, text: str, method: str, target: str | None = None, **settings: Any) -> Attribution:
-        """One attribution, from the cache when the same thing was computed before."""
-        job = self._method(method, label, text, target, settings)
+        """One attribution, from the store when the same thing was computed before."""
+        return self._read(self._method(method, label, text, target, settings))
+
+    def cached_table(
+        self, label: str, text: str, function: Callable[..., pd.DataFrame], **settings: Any
+    ) -> pd.DataFrame:
+        """The table that `function(model, case, target, **settings)` gives, behind the case's keys, from the store."""
+        return self._read(self.job(label, text, function, **settings))
+
+    def pair_tables(
+        self, base: str, other: str, text: str, function: Callable[..., dict[str, pd.DataFrame]], **settings: Any
+    ) -> dict[str, pd.DataFrame]:
+        """Named tables of two models on one text, behind the keys study, text, base and other, from the store.
+
+        `function(base model, other model, base case, other case, base target, other target, **settings)` makes them.
+        """
+        return self._read(self.pair_job(base, other, text, function, **settings))
+
+    def _read(self, job: Job) -> Any:
         self.fill([job])
-        return attribution(job)
+        return job.result()
 
     def _method(self, method: str, label: str, text: str, target: str | None, settings: Mapping[str, Any]) -> Job:
         return self._explaining(method, self.case(label, text), self.target(label, text, target), settings)
@@ -103,76 +125,53 @@ class Explainer:
         return {name: getattr(self.study, name) for name in line.settings if hasattr(self.study, name)} | line.fixed
 
     def _explaining(self, method: str, case: Case, goal: Target, settings: Mapping[str, Any]) -> Job:
-        return self._job(method, METHODS[method].function, case, goal, self.settings(method) | dict(settings))
+        return self._job(method, METHODS[method].function, [case], [goal], self.settings(method) | dict(settings))
 
-    def job(
-        self,
-        label: str,
-        text: str,
-        function: Callable[..., Attribution | pd.DataFrame],
-        key: Any = None,
-        **settings: Any,
-    ) -> Job:
-        """`function(model, case, target, **settings)` of a case, which gives a table or an attribution, for `fill`.
+    def job(self, label: str, text: str, function: Callable[..., Result], **settings: Any) -> Job:
+        """`function(model, case, target, **settings)` of a case, for `fill`."""
+        return self._job(_name(function), function, [self.case(label, text)], [self.target(label, text)], settings)
 
-        `key` stands for the settings in the name of the cache file, where they hold more than JSON does.
-        """
-        name = function.__name__.strip("_")
-        return self._job(name, function, self.case(label, text), self.target(label, text), settings, key)
+    def pair_job(self, base: str, other: str, text: str, function: Callable[..., Result], **settings: Any) -> Job:
+        """What `pair_tables` reads, for `fill`."""
+        cases = [self.case(label, text) for label in (base, other)]
+        targets = [self.target(label, text) for label in (base, other)]
+        return self._job(_name(function), function, cases, targets, settings)
 
     def _job(
         self,
         name: str,
         function: Callable[..., Any],
-        case: Case,
-        goal: Target,
+        cases: Sequence[Case],
+        targets: Sequence[Target],
         settings: Mapping[str, Any],
-        key: Any = None,
     ) -> Job:
-        model = self.models[case.model]
-        file = self.cache_file(model, case, goal, function, settings if key is None else key)
-        return Job(name, function, model.entry, model.reference, case, goal, file, made_by(model, function), settings)
-
-    def cache_file(
-        self, model: LoadedModel, case: Case, target: Target, function: Callable[..., Any], settings: Any
-    ) -> Path:
-        """Where the result of `function` on one case is kept."""
-        name = case_key(model, case, target, function, settings)
-        return self.folders.cache / name[:2] / f"{name}.json"
+        models = [self.models[case.model] for case in cases]
+        file = self.kept.file([models, cases, targets, function, complete(function, settings)])
+        made = tuple(makers(model, function) for model in models)
+        entries, references = tuple(model.entry for model in models), tuple(model.reference for model in models)
+        return Job(name, function, entries, references, tuple(cases), tuple(targets), file, made, settings)
 
     def fill(self, jobs: Iterable[Job]) -> None:
-        """Compute what is not in the cache yet, here or on a cluster; a case that fails does not stop the others.
+        """Compute what is not kept yet, here or on a cluster; a case that fails does not stop the others.
 
-        What another process is computing is waited for at the end. Raises UserError, which names the cases that failed;
-        a single case's error is raised as it is.
+        Raises UserError, which names the cases that failed; a single case's error is raised as it is.
         """
-        asked, failed, elsewhere, claims = 0, list[tuple[Job, Exception]](), list[Job](), Claims()
+        asked, failed, begun = 0, list[tuple[Job, Exception]](), set[Path]()
 
-        def free() -> Iterator[Job]:
+        def missing() -> Iterator[Job]:
             nonlocal asked
             for job in jobs:
                 asked += 1
-                if claims.take(job.file):
+                if job.file not in begun and not job.file.exists():
+                    begun.add(job.file)
                     yield job
-                elif not job.file.exists():
-                    elsewhere.append(job)
 
-        def keep(found: Iterator[tuple[Job, Outcome]]) -> None:
-            for job, outcome in found:
-                if isinstance(outcome, Exception):
-                    failed.append((job, outcome))
-                    tqdm.write(f"failed: {job}: {reason(outcome)}", file=sys.stderr)
-                else:
-                    write_text(job.file, outcome)
-                claims.drop(job.file)
-
-        try:
-            keep(computed(free(), self.models))
-            for job in elsewhere:  # one by one: who waits must hold no claim that another may be waiting for
-                if claims.take(job.file, wait=True):
-                    keep(computed(iter([job]), self.models))
-        finally:
-            claims.drop_all()
+        for job, outcome in computed(missing(), self.models):
+            if isinstance(outcome, Exception):
+                failed.append((job, outcome))
+                tqdm.write(f"failed: {job}: {reason(outcome)}", file=sys.stderr)
+            else:
+                write_text(job.file, outcome)
         if failed and asked == 1:
             raise failed[0][1]
         if failed:
@@ -200,7 +199,7 @@ class Explainer:
         )
         for name, label, text in wanted:
             job = self._method(name, label, text, target, settings)
-            yield tables_of(attribution(job))
+            yield tables_of(job.result())
 
     def tables(
         self,
@@ -222,7 +221,7 @@ class Explainer:
             asked = [self._explaining(method, case, goal, {}) for case, goal in prompts]
             self.fill(progress(asked, label))
             for step, job in enumerate(asked):
-                found = attribution(job)
+                found = job.result()
                 keys = found.keys() | {"step": step, "generated": job.target.text}
                 rows += [
                     keys | {"position": position, "token": token.label, "score": score}
@@ -248,23 +247,25 @@ class Explainer:
         return tables
 
     def fixed_with_path(self, label: str, text: str) -> Attribution:
-        """The original's fixed steps with their path, from the cache where they are there."""
-        job = self.job(label, text, integrated_gradients.fixed_path, steps=self.study.steps)
-        self.fill([job])
-        return dataclasses.replace(self.attribute(label, text, "fixed_steps"), path=attribution(job).path)
-
-    def cached_table(
-        self, label: str, text: str, function: Callable[..., pd.DataFrame], **settings: Any
-    ) -> pd.DataFrame:
-        """The table that `function(model, case, target, **settings)` returns, from the cache where it is there."""
-        job = self.job(label, text, function, **settings)
-        self.fill([job])
-        return frame(json.loads(job.file.read_text(encoding="utf-8"))["data"]).assign(**job.case.keys())
+        """The original's fixed steps with their path, from the store where they are there."""
+        walked = self._read(self.job(label, text, integrated_gradients.fixed_path, steps=self.study.steps))
+        return dataclasses.replace(self.attribute(label, text, "fixed_steps"), path=walked.path)
 
 
 def progress(jobs: list[Any], what: str) -> Iterator[Any]:
     """A progress bar for long work, silent in a headless run, whose runner shows its own."""
     return iter(tqdm(jobs, desc=what, disable=bool(os.environ.get("XAI_HEADLESS")) or len(jobs) < 2))
+
+
+def complete(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All keyword-only settings of a function: those given, and its own defaults for the others."""
+    kinds = inspect.signature(function).parameters.values()
+    own = {kind.name: kind.default for kind in kinds if kind.kind is kind.KEYWORD_ONLY}
+    return {name: value for name, value in own.items() if value is not inspect.Parameter.empty} | dict(settings)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return function.__name__.strip("_")
 
 
 def _told(failed: list[tuple[Job, Exception]], asked: int) -> str:

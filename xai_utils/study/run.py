@@ -1,16 +1,13 @@
-"""The notebooks of a study, in order or several at once.
+"""The notebooks of a study, one after the other.
 
-papermill inspects and execute.py executes; what is here is parameters that exist and keep their type, the order and
-the sharing of the cores, and two runs on one study.
+papermill inspects and execute.py executes; what is here is parameters that exist and keep their type, and two runs on
+one study.
 """
 
 import ast
 import os
 import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,17 +18,14 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from xai_utils.errors import UserError, nearest
-from xai_utils.files import ROOT, locate, write_text
+from xai_utils.files import ROOT, locate
 from xai_utils.study import results
 from xai_utils.study.config import Study, load_study
 from xai_utils.study.execute import CELL_SECONDS, Job, OwnKernel, code_cells, execute
-from xai_utils.study.sharing import SHARED, cores_of_each
 
 NOTEBOOKS = ROOT / "notebooks"
 SEQUENCE = ("01", "02", "03", "04", "05")
 BESIDE = ("00", "06")  # run for the published study too: how its twin was made, and the explorers' static twins
-READS = {"05": {"01", "02", "03", "04"}}  # the notebooks whose tables a notebook reads
-THREADS = "OMP_NUM_THREADS"
 
 
 def run(
@@ -39,14 +33,13 @@ def run(
     only: Sequence[str] = (),
     settings: Sequence[str] = (),
     timeout: int = CELL_SECONDS,
-    kernels: int = 1,
     notebooks: Path = NOTEBOOKS,
 ) -> list[Job]:
     """Execute the notebooks 01 to 05, or those that `only` names by number, on a study.
 
-    `settings` are `key=value` for the notebooks' own parameters; `timeout` is in seconds a cell; `kernels` notebooks
-    run at once, which share the cores and the work. The published study's notebooks are replaced by their executed
-    copies; another study's copies go to runs/<study>/notebooks/. Raises UserError.
+    `settings` are `key=value` for the notebooks' own parameters; `timeout` is in seconds a cell. The published study's
+    notebooks are replaced by their executed copies; another study's copies go to runs/<study>/notebooks/. Raises
+    UserError.
     """
     study = load_study(study_file)
     if "XAI_RUNS" in os.environ:  # for kernels, which work in another folder
@@ -55,71 +48,19 @@ def run(
     with locked(study):
         total = sum(len(code_cells(nbformat.read(job.source, as_version=4))) for job in jobs)
         with tqdm(total=total, unit="cell", file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
-            _execute_all(jobs, timeout, kernels, bar)
+            _execute_all(jobs, timeout, bar)
     return jobs
 
 
-def _execute_all(jobs: list[Job], timeout: int, kernels: int, bar: "tqdm[Any]") -> None:
-    """`kernels` jobs at once, first those that others read, none before all that it reads. The first that fails, or an
-    interruption, ends the others.
-    """
-    ended, running = threading.Event(), dict[Future[None], Job]()
-    read = set[str]().union(*READS.values())
-    waiting = sorted(jobs, key=lambda job: job.number not in read)
-    begun = iter(range(1, len(jobs) + 1))
-
-    def work(number: int, job: Job) -> None:
-        if ended.is_set():
-            return
-        bar.set_description(f"{job.source.stem} [{number}/{len(jobs)}]")
-        try:
-            execute(job, timeout, bar, ended)
-        except BaseException:
-            ended.set()
-            raise
-
-    with _cores(kernels) as share, ThreadPoolExecutor(kernels) as pool:
-        try:
-            while waiting or running:
-                unfinished = {job.number for job in (*waiting, *running.values())}
-                ready = [job for job in waiting if not READS.get(job.number, set()) & unfinished]
-                ready = ready[: kernels - len(running)]
-                share(len(running) + len(ready))
-                for job in ready:
-                    waiting.remove(job)
-                    running[pool.submit(work, next(begun), job)] = job
-                for done in wait(running, return_when=FIRST_COMPLETED).done:
-                    running.pop(done)
-                    done.result()
-        except BaseException:
-            ended.set()
-            OwnKernel.end_all()
-            raise
-
-
-@contextmanager
-def _cores(kernels: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function that tells so many kernels to share the cores, those that begin and those that are at work.
-
-    Threads that wait for one another cost much, so each kernel computes on a share of its own, unless the caller's
-    environment says on how many; when one ends, the others take over its cores with their next batch (threads.py).
-    """
-    if kernels == 1 or THREADS in os.environ:
-        yield lambda processes: None
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "processes"
-
-        def share(processes: int) -> None:
-            write_text(file, str(processes))
-            os.environ[THREADS] = str(cores_of_each(processes))
-
-        os.environ[SHARED] = str(file)
-        try:
-            yield share
-        finally:
-            os.environ.pop(SHARED)
-            os.environ.pop(THREADS, None)
+def _execute_all(jobs: list[Job], timeout: int, bar: "tqdm[Any]") -> None:
+    """One job after the other; the first that fails, or an interruption, ends the run and the kernel."""
+    try:
+        for number, job in enumerate(jobs, 1):
+            bar.set_description(f"{job.source.stem} [{number}/{len(jobs)}]")
+            execute(job, timeout, bar)
+    except BaseException:
+        OwnKernel.end_all()
+        raise
 
 
 def plan(

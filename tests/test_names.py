@@ -1,0 +1,137 @@
+"""A study that changes on one cache: every table is that of a fresh cache, and no name comes out of the store."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from tests.tiny import tiny_loaded
+from xai_utils.attribution import perturbation
+from xai_utils.study import attention, comparison, evidence, explainer
+from xai_utils.study.config import Study
+from xai_utils.study.explainer import Explainer
+from xai_utils.text.entry import TextEntry
+
+TEXTS = (
+    TextEntry(id="capital", text="The capital of France", answer=" is Paris.", rewordings=("A capital of France",)),
+    TextEntry(id="planets", text="Сколько планет в Солнечной системе?", answer=" Восемь."),
+)
+METHODS = ("integrated_gradients", "ablation", "zero_ablation", "attention")
+WEIGHTS = {"base": 0, "twin": 1, "start": 0, "changed": 1, "again": 0}  # seeds: two labels may mean the same weights
+
+
+def study(name: str, labels: tuple[str, ...], texts: tuple[TextEntry, ...]) -> Study:
+    roles = dict(zip(labels, ("base", "adapted", "control"), strict=False))
+    return Study.model_validate(
+        {
+            "name": name,
+            "models": [{"label": label, "role": roles[label], "model": "tiny/llama"} for label in labels],
+            "texts": texts,
+            "methods": METHODS,
+            "draws": 4,
+        }
+    )
+
+
+BEFORE = study("before", ("base", "twin"), TEXTS)
+SWAPPED = tuple(text.model_copy(update={"id": other.id}) for text, other in zip(TEXTS, TEXTS[::-1], strict=True))
+CHANGES = {
+    "ids swapped": study("before", ("base", "twin"), SWAPPED),
+    "an id renamed": study("before", ("base", "twin"), (TEXTS[0].model_copy(update={"id": "renamed"}), TEXTS[1])),
+    "a label renamed": study("before", ("base", "changed"), TEXTS),
+    "both labels renamed": study("before", ("start", "changed"), TEXTS),
+    "labels swapped": study("before", ("twin", "base"), TEXTS).model_copy(update={"name": "before"}),
+    "the study copied": study("copy", ("base", "twin"), TEXTS),
+    "two labels with the same weights": study("before", ("base", "again"), TEXTS),
+    "a third model": study("before", ("base", "twin", "again"), TEXTS),
+}
+
+
+@pytest.fixture
+def everything(monkeypatch):
+    """All tables that a study's notebooks and the long studies keep, from the cache under a folder."""
+    loaded = {seed: tiny_loaded("llama", seed=seed) for seed in (0, 1)}
+    monkeypatch.setattr(explainer, "load", lambda entry: dataclasses.replace(loaded[WEIGHTS[entry.label]], entry=entry))
+
+    def _everything(study: Study, runs) -> dict[str, pd.DataFrame]:
+        monkeypatch.setenv("XAI_RUNS", str(runs))
+        book = Explainer(study)
+        base, *others = book.models
+        first = study.texts[0].id
+        tables = book.tables(METHODS)
+        heads = attention.head_statistics(book)
+        return tables | {
+            "faithfulness": comparison.deletion_tests(book, tables["word_scores"]),
+            "attention_heads": heads,
+            "attention_first_head": attention.first_head(book),
+            "attention_groups": attention.grouped_heads(book, heads),
+            "attention_rollout": attention.drifts(book),
+            "attention_change": attention.joined([attention.changes(book, base, other) for other in others]),
+            "dose_response": book.cached_table(base, first, perturbation.dose_response, sigmas=[0.1], draws=4),
+            "continuations": book.continuations(first)["continuations"],
+            "sanity": evidence.sanity_of(book, others[-1], "ablation"),
+        }
+
+    return _everything
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_table_is_that_of_a_fresh_cache(everything, change, tmp_path):
+    everything(BEFORE, tmp_path / "kept")
+    found, fresh = (everything(CHANGES[change], tmp_path / runs) for runs in ("kept", "fresh"))
+    for name, table in fresh.items():
+        assert len(table) and table.notna().any(axis=None), name
+        pd.testing.assert_frame_equal(found[name], table, check_exact=True, obj=name)
+
+
+def test_names_cost_no_second_computation_and_stand_in_no_file(everything, tmp_path):
+    everything(
+        study("zzstudy", ("base", "twin"), tuple(t.model_copy(update={"id": f"zz{t.id}"}) for t in TEXTS)), tmp_path
+    )
+    files = {path.name: path.read_bytes() for path in (tmp_path / "cache").rglob("*.json")}
+    everything(CHANGES["ids swapped"], tmp_path)
+    everything(CHANGES["both labels renamed"], tmp_path)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cache").rglob("*.json")} == files
+    text = b"".join(files.values()).decode()
+    assert "France" in text  # words of the text are kept
+    assert not any(name in text for name in ("zz", '"twin"', '"base"', '"role"', "zero_ablation"))
+
+
+def test_each_name_is_the_asking_study_s(everything, tmp_path):
+    everything(BEFORE, tmp_path)
+    changed = CHANGES["both labels renamed"].model_copy(update={"name": "copy", "texts": SWAPPED})
+    for name, table in everything(changed, tmp_path).items():
+        assert set(table["study"]) == {"copy"}, name
+        for column in {"model", "base", "other"} & set(table):
+            assert set(table[column]) <= {"start", "changed"}, name
+    scores = everything(changed, tmp_path)["word_scores"]
+    assert "France" in set(scores[scores["text"] == "planets"]["word"])
+
+
+def test_tables_of_two_models_are_kept_by_both(everything, tmp_path, monkeypatch):
+    monkeypatch.setenv("XAI_RUNS", str(tmp_path))
+    asked = []
+
+    def lengths(base, other, base_case, other_case, base_target, other_target, *, times: int = 1):
+        asked.append((base.label, other.label, base_case.text_id, other_case.model))
+        apart = (base.embedding - other.embedding).abs().max().item()
+        counts = [len(base_case.tokens) * times, len(other_target.ids)]
+        return {
+            "swap": pd.DataFrame({"part": ["a", "b"], "score": [apart, 0.5]}),
+            "bridge": pd.DataFrame({"n": counts}),
+        }
+
+    book = Explainer(CHANGES["a third model"])
+    first = book.pair_tables("base", "twin", "planets", lengths)
+    assert list(first["swap"].columns) == ["study", "text", "base", "other", "part", "score"]
+    assert first["swap"].iloc[0].tolist()[:5] == ["before", "planets", "base", "twin", "a"]
+    again = Explainer(CHANGES["both labels renamed"]).pair_tables("start", "changed", "planets", lengths)
+    assert again["swap"]["base"].tolist() == ["start"] * 2 and len(asked) == 1
+    assert again["swap"]["score"].equals(first["swap"]["score"]) and again["bridge"]["n"].equals(first["bridge"]["n"])
+    back = book.pair_tables("twin", "base", "planets", lengths)
+    assert back["swap"].iloc[0].tolist()[2:4] == ["twin", "base"] and len(asked) == 2
+    same = book.pair_tables("base", "again", "planets", lengths)
+    assert same["swap"]["score"].iloc[0] == 0 and len(asked) == 3
+    book.pair_tables("base", "twin", "planets", lengths, times=2)
+    book.pair_tables("base", "twin", "planets", lengths, times=1)
+    assert len(asked) == 4

@@ -1,7 +1,7 @@
 """`python -m benchmarks.agree`: the same scores on a GPU and on the CPU, method by method, to 1e-3.
 
-Random models of four architectures, and one of 28 layers, deep enough to multiply rounding errors. There a path from zero
-is left out: it does not converge, on any device.
+Random models of four architectures, and one of 28 layers, deep enough to multiply rounding errors. There a path from
+zero is left out: it does not converge, on any device.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The same works on a GPU, on models by their shapes, all peers in one process and the limit measured in it.
 
-A process of its own for each measurement, as on a CPU, would time the start of CUDA. Each peer is warmed up, repeats are
-interleaved, and the clock stops when the GPU has done. Peers get the attention that transformers chooses.
+A process of its own for each measurement, as on a CPU, would time the start of CUDA. Each peer is warmed up, repeats
+are interleaved, and the clock stops when the GPU has done. Peers get the attention that transformers chooses.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import sys
 import time
@@ -64,9 +65,10 @@ def as_anybody(model: LoadedModel) -> Iterator[None]:
 
 def run(peer: str, work: str, model: LoadedModel, case: Case, target: Target) -> tuple[float, Found]:
     """One run of a peer: seconds and what it found."""
+    fresh = dataclasses.replace(model)  # values of prompts are remembered by it
 
     def call() -> Found:
-        return WORKS[work][peer](model, case, target)
+        return WORKS[work][peer](fresh, case, target)
 
     if peer == "ours":
         return timed(call, model.device.type)
@@ -77,7 +79,7 @@ def run(peer: str, work: str, model: LoadedModel, case: Case, target: Target) ->
 def operations(work: str, model: LoadedModel, case: Case, target: Target) -> float:
     """Floating-point operations that ours makes; watched, so that nothing is replayed behind the counter's back."""
     with FlopCounterMode(display=False) as counter, Watch([]):
-        WORKS[work]["ours"](model, case, target)
+        WORKS[work]["ours"](dataclasses.replace(model), case, target)
     return counter.get_total_flops()
 
 
@@ -132,7 +134,13 @@ def measure(
         for work in works:
             for tokens in lengths:
                 lines = rows(work, model, tokens, limit, repeats)
-                for line in lines:
-                    told = f"{line['seconds']:.4f} s, ratio {line['ratio']:.2f}, {line['share_of_limit']:.0%}" if "seconds" in line else line["error"]
-                    print(f"{work} {tokens} {line['peer']}: {told}", file=sys.stderr, flush=True)
+                print(*map(told, lines), sep="\n", file=sys.stderr, flush=True)
                 yield lines
+
+
+def told(line: dict[str, Any]) -> str:
+    """One line of the table as text."""
+    keys = f"{line['work']}, {line['tokens']} tokens, {line['peer']}: "
+    if "seconds" not in line:
+        return keys + line["error"]
+    return keys + f"{line['seconds']:.4f} s, ratio {line['ratio']:.2f}, {line['share_of_limit']:.0%} of the limit"

@@ -29,6 +29,7 @@ from xai_utils.models.download import fetch_wheel
 RESULTS = Path(__file__).resolve().parent / "rehearsal.csv"
 LABELS = {"meta-llama": 0, "research-ts": 1}  # each with the seed of its weights
 
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """Llama 3's, with its special tokens in their places and `<|begin_of_text|>` put in front."""
     names = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"]

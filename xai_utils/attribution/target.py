@@ -228,9 +228,7 @@ class Objective:
             value = value - self._continuation(embeds, answers[1], since, stems)[0]
         return value, own
 
-    def _continuation(
-        self, embeds: Tensor, answer: Answer, since: int, stems: Stems | None
-    ) -> tuple[Tensor, Tensor]:
+    def _continuation(self, embeds: Tensor, answer: Answer, since: int, stems: Stems | None) -> tuple[Tensor, Tensor]:
         ids, before_last = answer
         fixed = before_last.to(embeds.dtype).expand(len(embeds), -1, -1)
         prefix, stem = stems or (self.prefix, None)

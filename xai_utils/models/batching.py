@@ -1,8 +1,8 @@
 """How a batch goes through a model: how many positions one pass holds, and how many passes run at once.
 
-A CPU is at full speed with `ENOUGH` positions, and computes one pass on each core: cores that share every operation wait
-for the slowest after each one. A GPU needs more, so the number is measured on the model itself. Free memory bounds
-both. The sequences of a batch do not see one another, so all of this changes scores by rounding alone.
+A CPU is at full speed with `ENOUGH` positions, and computes one pass on each core: cores that share every operation
+wait for the slowest after each one. A GPU needs more, so the number is measured on the model itself. Free memory
+bounds both. The sequences of a batch do not see one another, so all of this changes scores by rounding alone.
 """
 
 from __future__ import annotations

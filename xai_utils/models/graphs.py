@@ -94,7 +94,9 @@ def _record(model: PreTrainedModel, function: Callable[..., Outputs], inputs: tu
         with suppress(RuntimeError):
             graph.capture_end()
         _unfit.add(model)
-        warnings.warn(f"{type(model).__name__} cannot be recorded ({first_line(error)}); it runs step by step", stacklevel=4)
+        warnings.warn(
+            f"{type(model).__name__} cannot be recorded ({first_line(error)}); it runs step by step", stacklevel=4
+        )
         return None
     torch.cuda.current_stream(inputs[0].device).wait_stream(stream)
     return _Recording(graph, own, outputs)

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from xai_utils.models.loading import LoadedModel
 from xai_utils.models.batching import positions
+from xai_utils.models.loading import LoadedModel
 
 AGREES = 1e-4  # of the largest logit: a whole pass and a continued one differ by rounding alone
 

@@ -193,13 +193,12 @@ class Objective:
         """`_outcomes` or `_differentiated` of whole prompts, by a recording where there is one of their shape."""
         name = (function.__name__, self.target.kind)
         flat = itertools.chain.from_iterable(self._answers)
-        return graphs.replayed(
-            self.model.model,
-            name,
-            lambda rows, *answers: function(rows, list(zip(answers[::2], answers[1::2], strict=True))),
-            embeds,
-            *flat,
-        )
+
+        def function_of(rows: Tensor, *answers: Tensor) -> tuple[Tensor, Tensor]:
+            return function(rows, list(zip(answers[::2], answers[1::2], strict=True)))
+
+        value, other = graphs.replayed(self.model.model, name, function_of, embeds, *flat)
+        return value, other
 
     def _differentiated(self, embeds: Tensor, answers: list[Answer], since: int = 0) -> tuple[Tensor, Tensor]:
         """Target [batch] and its gradient at `embeds`."""

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -42,7 +43,7 @@ class _Recording:
 
 _recordings: WeakKeyDictionary[PreTrainedModel, OrderedDict[Hashable, _Recording | None]] = WeakKeyDictionary()
 _unfit: WeakSet[PreTrainedModel] = WeakSet()  # models whose passes wait for the GPU, which no recording can
-_pools: WeakKeyDictionary[PreTrainedModel, tuple[int, int]] = WeakKeyDictionary()
+_pools: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
 
 
 def replayed(model: PreTrainedModel, name: Hashable, function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
@@ -94,9 +95,8 @@ def _record(model: PreTrainedModel, function: Callable[..., Outputs], inputs: tu
         with suppress(RuntimeError):
             graph.capture_end()
         _unfit.add(model)
-        warnings.warn(
-            f"{type(model).__name__} cannot be recorded ({first_line(error)}); it runs step by step", stacklevel=4
-        )
+        name = type(model).__name__
+        warnings.warn(f"{name} cannot be recorded ({first_line(error)}); it runs step by step", stacklevel=4)
         return None
     torch.cuda.current_stream(inputs[0].device).wait_stream(stream)
     return _Recording(graph, own, outputs)

@@ -1,8 +1,8 @@
 """The attention kernel that is fastest where no weights are asked for.
 
-transformers gives grouped heads to torch as they are. On a GPU in float32 no fused kernel takes them so, and torch falls
-back to one operation after the other. Here keys and values are repeated first, so that the memory-efficient kernel is
-used. Eager attention, which alone returns weights, is attention/layers.py's.
+transformers gives grouped heads to torch as they are. On a GPU in float32 no fused kernel takes them so, and torch
+falls back to one operation after the other. Here keys and values are repeated first, so that the memory-efficient
+kernel is used. Eager attention, which alone returns weights, is attention/layers.py's.
 """
 
 from __future__ import annotations
@@ -75,6 +75,6 @@ def choose(model: PreTrainedModel) -> None:
     """Switch a float32 model on a GPU from `sdpa` to the kernel above, where its heads are grouped."""
     config = model.config.get_text_config()
     grouped = getattr(config, "num_key_value_heads", None) not in (None, config.num_attention_heads)
-    if model.config._attn_implementation == "sdpa" and model.device.type == "cuda" and model.dtype == torch.float32:
-        if grouped:
-            model.set_attn_implementation(REPEATED)
+    slow = model.device.type == "cuda" and model.dtype == torch.float32
+    if grouped and slow and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(REPEATED)

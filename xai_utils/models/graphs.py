@@ -51,7 +51,7 @@ def replayed(model: PreTrainedModel, name: Hashable, function: Callable[..., Out
 
     `name` stands for all that the function depends on beside its inputs and the model. The outputs are the caller's.
     """
-    if inputs[0].device.type != "cuda" or model in _unfit or watch.active() or not (state := _state(model)):
+    if not _on_gpu(inputs) or model in _unfit or watch.active() or not (state := _state(model)):
         return function(*inputs)
     known = _recordings.setdefault(model, OrderedDict())
     key = (name, state, tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs))
@@ -68,6 +68,10 @@ def replayed(model: PreTrainedModel, name: Hashable, function: Callable[..., Out
     return recording.replay(inputs)
 
 
+def _on_gpu(inputs: tuple[Tensor, ...]) -> bool:
+    return inputs[0].device.type == "cuda"
+
+
 def _state(model: PreTrainedModel) -> Hashable:
     """What a recording of the model depends on, None where it must not be replayed: hooks, patched modules."""
     for module in model.modules():
@@ -82,24 +86,32 @@ def _record(model: PreTrainedModel, function: Callable[..., Outputs], inputs: tu
 
     The recordings of a model share their memory, which is free between replays but for inputs and outputs.
     """
-    pool = _pools.setdefault(model, torch.cuda.graph_pool_handle())
     own = tuple(tensor.clone() for tensor in inputs)
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(inputs[0].device)
-    stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
     try:
-        with _nothing_collected(), torch.cuda.stream(stream):
-            graph.capture_begin(pool=pool)
-            outputs = function(*own)
-            graph.capture_end()
+        graph, outputs = _recorded(_pools.setdefault(model, torch.cuda.graph_pool_handle()), function, own)
     except RuntimeError as error:
-        with suppress(RuntimeError):
-            graph.capture_end()
         _unfit.add(model)
         name = type(model).__name__
         warnings.warn(f"{name} cannot be recorded ({first_line(error)}); it runs step by step", stacklevel=4)
         return None
-    torch.cuda.current_stream(inputs[0].device).wait_stream(stream)
     return _Recording(graph, own, outputs)
+
+
+def _recorded(pool: Any, function: Callable[..., Outputs], own: tuple[Tensor, ...]) -> tuple[Any, Outputs]:
+    """A graph, recorded on a stream of its own, and the tensors that its replays write."""
+    graph, stream, current = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with _nothing_collected(), torch.cuda.stream(stream):
+        graph.capture_begin(pool=pool)
+        try:
+            outputs = function(*own)
+        except RuntimeError:
+            with suppress(RuntimeError):
+                graph.capture_end()
+            raise
+        graph.capture_end()
+    current.wait_stream(stream)
+    return graph, outputs
 
 
 @contextmanager

@@ -19,37 +19,15 @@ import torch
 import typer
 import yaml
 from tokenizers import processors
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
+from benchmarks.shapes import SHAPES
 from xai_utils.files import ROOT, cache_folder, write_text, write_whole
 from xai_utils.models.download import fetch_wheel
 
 RESULTS = Path(__file__).resolve().parent / "rehearsal.csv"
 LABELS = {"meta-llama": 0, "research-ts": 1}  # each with the seed of its weights
-ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500_000.0,
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-CONFIG = LlamaConfig(
-    vocab_size=128_256,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_hidden_layers=16,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=64,
-    max_position_embeddings=131_072,
-    rms_norm_eps=1e-5,
-    rope_parameters=ROPE,
-    tie_word_embeddings=True,
-    bos_token_id=128_000,
-    eos_token_id=128_009,
-)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -75,7 +53,7 @@ def build(label: str, seed: int) -> Path:
     folder = cache_folder() / "rehearsal" / label
     if not (folder / "model.safetensors").exists():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(SHAPES["Llama-3.2-1B"], dtype=torch.bfloat16)
         tokenizer().save_pretrained(folder)
         model.save_pretrained(folder, max_shard_size="10GB")
     return folder

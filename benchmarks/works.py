@@ -46,7 +46,7 @@ class Plain:
 
     def __init__(self, model: LoadedModel, case: Case, target: Target):
         self.model, self.answer = model.model, target.ids[0]
-        self.ids = torch.tensor([case.ids])
+        self.ids = torch.tensor([case.ids], device=model.device)
         self.inputs = model.embed(self.ids).detach()
         self.start = baseline_rows(model, case, BASELINE, True)[0][None]
         self.positions = list(range(1, len(case.ids)))
@@ -60,7 +60,7 @@ class Plain:
     @torch.no_grad()
     def batched(self, versions: list[Tensor], size: int) -> np.ndarray:
         chunks = [torch.stack(versions[first : first + size]) for first in range(0, len(versions), size)]
-        return torch.cat([self.of_embeddings(chunk) for chunk in chunks]).double().numpy()
+        return torch.cat([self.of_embeddings(chunk) for chunk in chunks]).double().cpu().numpy()
 
     @torch.no_grad()
     def completeness(self, scores: Tensor, start: Tensor) -> float:
@@ -69,7 +69,8 @@ class Plain:
 
     @property
     def size(self) -> int:
-        return max(1024 // self.ids.shape[1], 1)
+        """Sequences in a batch: as many as fill the device."""
+        return max((16384 if self.ids.is_cuda else 1024) // self.ids.shape[1], 1)
 
 
 # ---- integrated gradients
@@ -145,7 +146,7 @@ def until_goal(peer: Callable[..., Found]) -> Peer:
     return search
 
 
-# ---- one token away, or shaken
+# ---- one token away, or noised
 
 
 def our_ablation(model: LoadedModel, case: Case, target: Target) -> Found:
@@ -170,7 +171,7 @@ def _ablated(size: int | None) -> Peer:
 
 def captum_ablation(model: LoadedModel, case: Case, target: Target) -> Found:
     plain = Plain(model, case, target)
-    features = torch.arange(plain.ids.shape[1])[None, :, None]
+    features = torch.arange(plain.ids.shape[1], device=model.device)[None, :, None]
     with torch.no_grad():
         found = captum.attr.FeatureAblation(plain.of_embeddings).attribute(
             plain.inputs, baselines=plain.start, feature_mask=features
@@ -188,8 +189,8 @@ def our_sensitivity(model: LoadedModel, case: Case, target: Target) -> Found:
     return Found(found.scores[1:].tolist())
 
 
-def _shaken(size: int | None) -> Peer:
-    def shake(model: LoadedModel, case: Case, target: Target) -> Found:
+def _noised(size: int | None) -> Peer:
+    def add_noise(model: LoadedModel, case: Case, target: Target) -> Found:
         plain, deviations = Plain(model, case, target), []
         for position in plain.positions:
             shape = (draws(case), plain.inputs.shape[-1])
@@ -200,7 +201,7 @@ def _shaken(size: int | None) -> Peer:
             deviations.append(float(plain.batched(versions, size or plain.size).std(ddof=1)))
         return Found(deviations)
 
-    return shake
+    return add_noise
 
 
 # ---- Shapley values by sampled orders
@@ -214,7 +215,7 @@ def our_shapley(model: LoadedModel, case: Case, target: Target) -> Found:
 
 def captum_shapley(model: LoadedModel, case: Case, target: Target) -> Found:
     plain = Plain(model, case, target)
-    features = torch.arange(plain.ids.shape[1])[None, :, None]
+    features = torch.arange(plain.ids.shape[1], device=model.device)[None, :, None]
     with torch.no_grad():
         found = captum.attr.ShapleyValueSampling(plain.of_embeddings).attribute(
             plain.inputs, baselines=plain.start, feature_mask=features, n_samples=ORDERS
@@ -245,10 +246,11 @@ def our_attention(model: LoadedModel, case: Case, target: Target) -> Found:
 def attention_head_by_head(model: LoadedModel, case: Case, target: Target) -> Found:
     """The weights that transformers returns, and each head's statistics in turn: our view of raw weights alone."""
     with layers.eager(model.model), torch.no_grad():
-        every = model.model(input_ids=torch.tensor([case.ids]), output_attentions=True, use_cache=False).attentions
+        ids = torch.tensor([case.ids], device=model.device)
+        every = model.model(input_ids=ids, output_attentions=True, use_cache=False).attentions
     entropies = []
     for layer in every:
-        for head in layer[0].double().numpy():
+        for head in layer[0].double().cpu().numpy():
             rows, index = head[1:], np.arange(1, len(head))
             entropies.append(float(-(rows * np.log(np.where(rows > 0, rows, 1))).sum(1).mean()))
             rows[:, 0].mean(), rows[np.arange(len(rows)), index].mean(), rows[np.arange(len(rows)), index - 1].mean()
@@ -275,7 +277,7 @@ WORKS: dict[str, dict[str, Peer]] = {
         "batched": _ablated(None),
         "one by one": _ablated(1),
     },
-    "sensitivity": {"ours": our_sensitivity, "batched": _shaken(None), "one by one": _shaken(1)},
+    "sensitivity": {"ours": our_sensitivity, "batched": _noised(None), "one by one": _noised(1)},
     "Shapley sampling": {"ours": our_shapley, "captum": captum_shapley, "batched": shapley_batched},
     "attention": {"ours": our_attention, "head by head": attention_head_by_head},
 }

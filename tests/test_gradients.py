@@ -11,7 +11,7 @@ from xai_utils.attribution import integrated_gradients
 from xai_utils.attribution.absence import BASELINES, baseline_rows, shared_mean
 from xai_utils.attribution.target import Objective, make_target
 from xai_utils.errors import UserError
-from xai_utils.models.memory import positions
+from xai_utils.models.batching import positions
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from tests.tiny import tiny_case, tiny_loaded, tiny_model
 from xai_utils.attribution.integrated_gradients import integrated_gradients
 from xai_utils.attribution.target import Objective
-from xai_utils.models.memory import positions
+from xai_utils.models.batching import positions
 from xai_utils.models.watch import Stopped, Watch
 
 

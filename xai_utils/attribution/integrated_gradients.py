@@ -1,13 +1,12 @@
 """Gradient methods: integrated gradients with a certificate, the original study's fixed steps, and their relatives.
 
 Scores are summed over the embedding axis, signed, in the unit of the target. The path's integration is path.py's;
-captum does the fixed rule and the sampling; it is imported where it computes, for it takes seconds, and a notebook
-whose results are in the cache does without.
+captum does the sampling; it is imported where it computes, for it takes seconds, and a notebook whose results are in
+the cache does without.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
@@ -94,34 +93,25 @@ def fixed_steps(
     tolerance: float = 0.01,
     steps: int = 50,
 ) -> Attribution:
-    """captum's integrated gradients with a fixed Gauss-Legendre rule: the original's setting, for comparison.
+    """Integrated gradients with a fixed Gauss-Legendre rule, as captum's: the original's setting, for comparison.
 
-    Its certificate has the completeness error as its bound, and no error of single tokens (nan), which a fixed rule
-    cannot tell. Raises UserError as `integrated_gradients` does.
+    The two ends of the path go through the model with the nodes, as one batch. The certificate has the completeness
+    error as its bound, and no error of single tokens (nan), which a fixed rule cannot tell. Raises UserError as
+    `integrated_gradients` does.
     """
-    from captum.attr import IntegratedGradients
-
-    objective = Objective(model, case, target)
-    start = baseline_rows(model, case, baseline, keep_sink)[0]
-    since = objective.unchanged(start)
-    start, inputs = start[since:], objective.inputs[since:]
-    ends = objective.values(torch.stack([start, inputs]), since).double().tolist()
-    found = IntegratedGradients(functools.partial(objective, since=since)).attribute(
-        inputs[None],
-        baselines=start[None],
-        n_steps=steps,
-        method="gausslegendre",
-    )
-    scores = np.pad(_summed(found[0], model, target), (since, 0))
-    delta = float(scores.sum() - (ends[1] - ends[0]))
+    path = EmbeddingPath(Objective(model, case, target), baseline_rows(model, case, baseline, keep_sink)[0])
+    nodes, weights = (array / 2 for array in np.polynomial.legendre.leggauss(steps))
+    values, densities = path.densities(np.array([0.0, *(nodes + 0.5), 1.0]))
+    scores, rise = weights @ densities[1:-1], float(values[-1] - values[0])
+    delta = float(scores.sum() - rise)
     certificate = Certificate(
         tolerance=tolerance,
         evaluations=steps,
         forwards=2,
-        f_input=ends[1],
-        f_baseline=ends[0],
+        f_input=float(values[-1]),
+        f_baseline=float(values[0]),
         delta=delta,
-        bound=abs(delta) / max(abs(ends[1] - ends[0]), FLOOR),
+        bound=abs(delta) / max(abs(rise), FLOOR),
         token_error=math.nan,
     )
     return from_tokens(

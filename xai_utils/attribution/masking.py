@@ -17,8 +17,8 @@ from torch import Tensor
 
 from xai_utils.attribution.absence import baseline_rows, moved
 from xai_utils.attribution.target import KEPT, Objective, Target
+from xai_utils.models.batching import ENOUGH
 from xai_utils.models.loading import LoadedModel
-from xai_utils.models.memory import ENOUGH
 from xai_utils.models.prefix import Prefix
 from xai_utils.text.cases import Case, units
 

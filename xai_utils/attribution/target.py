@@ -9,6 +9,8 @@ stands in.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +20,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from xai_utils.errors import UserError
+from xai_utils.models import graphs
+from xai_utils.models.batching import ENOUGH, in_passes, positions
 from xai_utils.models.loading import LoadedModel
-from xai_utils.models.memory import ENOUGH, positions
 from xai_utils.models.prefix import Prefix
-from xai_utils.models.threads import in_passes
 from xai_utils.text.cases import Case
 
 UNITS = {"logprob": "nats", "logit": "logits", "contrast": "nats", "sum_logits": "logits"}
 KEPT = 8  # times the positions of a pass: those whose keys and values it may hold, 400 MB for the default model
 WORTH = 1 / 8  # of a prompt's positions: kept keys and values of fewer cost what they save
 
+Answer = tuple[Tensor, Tensor]  # a string's token ids, and the embeddings of all of them but the last
 Stems = tuple[Prefix, Tensor]  # beginnings of prompts, and which of them each row of a batch continues
 
 
@@ -89,6 +92,8 @@ class Objective:
         self.model, self.target = model, target
         self.inputs = model.embed(torch.tensor(case.ids, device=model.device))
         self.prefix = Prefix(model, self.inputs[None])
+        strings = [target.ids, target.contrast_ids] if target.kind == "contrast" else [target.ids]
+        self._answers = [_answer(model, ids) for ids in strings if ids]
         self.length = len(case.tokens) + max(len(target.ids), len(target.contrast_ids), 1) - 1
         self.forwards = 0  # sequences evaluated so far, with or without a gradient
         self.gradients = 0  # those with one
@@ -119,7 +124,7 @@ class Objective:
         if mask is None and embeds.requires_grad and torch.is_grad_enabled():
             return _Differentiated.apply(embeds, self, since)
         self.forwards += len(embeds)
-        return self._outcomes(embeds, mask, since)[0]
+        return self._outcomes(embeds, self._answers, mask, since)[0]
 
     def unchanged(self, start: Float[Tensor, "position hidden"]) -> int:
         """How many positions a path from `start` leaves as they are before the first that moves, where a pass gains by
@@ -127,32 +132,6 @@ class Objective:
         moving = (start != self.inputs).any(-1).nonzero()
         first = int(moving[0]) if len(moving) else 0
         return first if first >= WORTH * len(start) and self.reuses_prefix else 0
-
-    def _outcomes(
-        self, embeds: Tensor, mask: Tensor | None = None, since: int = 0, stems: Stems | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Target [batch] and the token that the model itself would put behind the prompt [batch]."""
-        if self.target.kind == "sum_logits":
-            logits = self.model.model(inputs_embeds=embeds, attention_mask=mask).logits
-            real = logits if mask is None else logits * mask[..., None]
-            return real.sum((1, 2)), logits[:, -1].argmax(-1)
-        value, own = self._continuation(embeds, self.target.ids, since, stems)
-        if self.target.kind == "contrast":
-            value = value - self._continuation(embeds, self.target.contrast_ids, since, stems)[0]
-        return value, own
-
-    def _continuation(
-        self, embeds: Tensor, ids: tuple[int, ...], since: int, stems: Stems | None
-    ) -> tuple[Tensor, Tensor]:
-        answer = torch.tensor(ids, device=embeds.device)
-        fixed = self.model.embed(answer[:-1]).to(embeds.dtype).expand(len(embeds), -1, -1)
-        prefix, stem = stems or (self.prefix, None)
-        logits = prefix.logits(torch.cat([embeds, fixed], 1), since, len(ids), stem)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        own = logits[:, 0].argmax(-1)
-        if self.target.kind != "logit":
-            logits = logits.log_softmax(-1)
-        return logits.gather(-1, answer.expand(len(embeds), -1)[..., None]).sum((1, 2)), own
 
     def values(self, embeds: Tensor, since: int = 0) -> Tensor:
         """F without gradients, in chunks: [batch]; `embeds` stand for the positions from `since` on."""
@@ -174,7 +153,9 @@ class Objective:
 
         @torch.no_grad()
         def part(rows: slice) -> tuple[Tensor, Tensor]:
-            return self._outcomes(embeds[rows], since=since, stems=stems and (stems[0], stems[1][rows]))
+            if since == 0:
+                return self._whole(self._outcomes, embeds[rows])
+            return self._outcomes(embeds[rows], self._answers, None, since, stems and (stems[0], stems[1][rows]))
 
         found = in_passes(part, embeds, self.room(since))
         self.forwards += len(embeds)
@@ -191,9 +172,9 @@ class Objective:
 
         @torch.enable_grad()
         def part(rows: slice) -> tuple[Tensor, Tensor]:
-            leaf = embeds[rows].detach().clone().requires_grad_(True)
-            value = self._outcomes(leaf, since=since)[0]
-            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+            if since == 0:
+                return self._whole(self._differentiated, embeds[rows])
+            return self._differentiated(embeds[rows], self._answers, since)
 
         found = in_passes(part, embeds, self.room(since))
         self.forwards += len(embeds)
@@ -205,6 +186,62 @@ class Objective:
                 "finite numbers; use float32, keep the sink, or choose another baseline than zero"
             )
         return values, gradients
+
+    # ---- one pass
+
+    def _whole(self, function: Callable[..., tuple[Tensor, Tensor]], embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """`_outcomes` or `_differentiated` of whole prompts, by a recording where there is one of their shape."""
+        name = (function.__name__, self.target.kind)
+        flat = itertools.chain.from_iterable(self._answers)
+
+        def function_of(rows: Tensor, *answers: Tensor) -> tuple[Tensor, Tensor]:
+            return function(rows, list(zip(answers[::2], answers[1::2], strict=True)))
+
+        value, other = graphs.replayed(self.model.model, name, function_of, embeds, *flat)
+        return value, other
+
+    def _differentiated(self, embeds: Tensor, answers: list[Answer], since: int = 0) -> tuple[Tensor, Tensor]:
+        """Target [batch] and its gradient at `embeds`."""
+        leaf = embeds.detach().requires_grad_(True)
+        value = self._outcomes(leaf, answers, None, since)[0]
+        return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+    def _outcomes(
+        self,
+        embeds: Tensor,
+        answers: list[Answer],
+        mask: Tensor | None = None,
+        since: int = 0,
+        stems: Stems | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Target [batch] and the token that the model itself would put behind the prompt [batch].
+
+        What it reads beside its arguments must be the same for all cases of a model, target kind and shape.
+        """
+        if self.target.kind == "sum_logits":
+            logits = self.model.model(inputs_embeds=embeds, attention_mask=mask).logits
+            real = logits if mask is None else logits * mask[..., None]
+            return real.sum((1, 2)), logits[:, -1].argmax(-1)
+        value, own = self._continuation(embeds, answers[0], since, stems)
+        if self.target.kind == "contrast":
+            value = value - self._continuation(embeds, answers[1], since, stems)[0]
+        return value, own
+
+    def _continuation(self, embeds: Tensor, answer: Answer, since: int, stems: Stems | None) -> tuple[Tensor, Tensor]:
+        ids, before_last = answer
+        fixed = before_last.to(embeds.dtype).expand(len(embeds), -1, -1)
+        prefix, stem = stems or (self.prefix, None)
+        logits = prefix.logits(torch.cat([embeds, fixed], 1), since, len(ids), stem)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        own = logits[:, 0].argmax(-1)
+        if self.target.kind != "logit":
+            logits = logits.log_softmax(-1)
+        return logits.gather(-1, ids.expand(len(embeds), -1)[..., None]).sum((1, 2)), own
+
+
+def _answer(model: LoadedModel, ids: tuple[int, ...]) -> Answer:
+    tokens = torch.tensor(ids, device=model.device)
+    return tokens, model.embed(tokens[:-1])
 
 
 class _Differentiated(torch.autograd.Function):

@@ -28,7 +28,7 @@ from transformers import (
 
 from xai_utils.errors import UserError, first_line, shown
 from xai_utils.files import cache_folder, file_sha256, locate
-from xai_utils.models import adapters, convert, download, hub
+from xai_utils.models import adapters, convert, download, hub, kernels
 from xai_utils.models.entry import ModelEntry
 
 Attention = Literal["sdpa", "eager"]
@@ -119,6 +119,7 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
         revision += f"+{entry.quantization}"
     if not entry.device_map and not entry.quantization:
         _move(model, device, entry)
+        kernels.choose(model)
     loaded = LoadedModel(entry, model.eval().requires_grad_(False), tokenizer, revision + tokenizer_revision)
     _check_vocabulary(loaded)
     _check_passes(loaded)

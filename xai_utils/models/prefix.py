@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from xai_utils.models.batching import positions
 from xai_utils.models.loading import LoadedModel
-from xai_utils.models.memory import positions
 
 AGREES = 1e-4  # of the largest logit: a whole pass and a continued one differ by rounding alone
 
@@ -89,13 +89,9 @@ class Prefix:
         last = torch.arange(length - keep, length, device=embeds.device)
         if since == 0:
             return self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=last).logits
-        stem = torch.zeros(len(embeds), dtype=torch.long) if stem is None else stem
+        stem = torch.zeros(len(embeds), dtype=torch.long, device=embeds.device) if stem is None else stem
         past = DynamicCache()
         for layer, (keys, values) in enumerate(self.prepare()):
             index = stem.to(keys.device)
             past.update(keys[index, :, :since], values[index, :, :since], layer)
-        mask = embeds.new_ones(len(embeds), since + length, dtype=torch.long)
-        output = self.model(
-            inputs_embeds=embeds, attention_mask=mask, past_key_values=past, use_cache=True, logits_to_keep=last
-        )
-        return output.logits
+        return self.model(inputs_embeds=embeds, past_key_values=past, use_cache=True, logits_to_keep=last).logits

@@ -17,6 +17,11 @@ from transformers import PreTrainedModel
 _current: ContextVar[Watch | None] = ContextVar("_current", default=None)
 
 
+def active() -> bool:
+    """Whether the passes of this context are counted, layer by layer."""
+    return _current.get() is not None
+
+
 class Stopped(Exception):
     """Raised inside a watched computation after `Watch.stop`."""
 

@@ -7,8 +7,8 @@ import torch
 
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.target import Objective
-from xai_utils.models import threads
-from xai_utils.models.threads import in_passes
+from xai_utils.models import batching
+from xai_utils.models.batching import in_passes
 from xai_utils.models.watch import Stopped, Watch
 
 
@@ -16,7 +16,7 @@ from xai_utils.models.watch import Stopped, Watch
 def cores(monkeypatch):
     """Two cores, of which each is worth its while."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(threads, "LEAST", 1)
+    monkeypatch.setattr(batching, "LEAST", 1)
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
@@ -36,7 +36,7 @@ def versions(objective, count):
 def plain(objective, embeds):
     """F of whole prompts, each in a pass of its own, and its gradient."""
     leaf = embeds.clone().requires_grad_(True)
-    values = torch.cat([objective._outcomes(row[None])[0] for row in leaf])
+    values = torch.cat([objective._outcomes(row[None], objective._answers)[0] for row in leaf])
     return values.detach(), torch.autograd.grad(values.sum(), leaf)[0]
 
 
@@ -56,7 +56,7 @@ def test_torch_differentiates_f_as_it_would_itself(objective):
     weights = torch.arange(1.0, 6.0)
     leaf, own = embeds.clone().requires_grad_(True), embeds.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad((objective(leaf * 2) * weights).sum(), leaf)
-    (expected,) = torch.autograd.grad((objective._outcomes(own * 2)[0] * weights).sum(), own)
+    (expected,) = torch.autograd.grad((objective._outcomes(own * 2, objective._answers)[0] * weights).sum(), own)
     torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_loaded
-from xai_utils.models import memory
+from xai_utils.models import batching
 
 
 class Linear(torch.nn.Module):
@@ -36,37 +36,37 @@ class Loaded:
 
 def test_what_a_pass_keeps_is_counted_without_the_weights():
     """The square keeps its input, 16 numbers of 4 bytes a position; the frozen layer keeps its weight alone."""
-    assert memory.kept_per_position(Loaded()) == Linear.width * 4
+    assert batching.kept_per_position(Loaded()) == Linear.width * 4
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_what_a_pass_keeps_is_what_stays_taken(architecture):
     """Against torch's own account of what was taken and not given back while the graph lives."""
     model = tiny_loaded(architecture)
-    embeds = model.embed(torch.zeros(1, memory.PROBE, dtype=torch.long)).requires_grad_()
+    embeds = model.embed(torch.zeros(1, batching.PROBE, dtype=torch.long)).requires_grad_()
     with torch.profiler.profile(profile_memory=True) as account:
         logits = model.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=1).logits
     taken = sum(event.self_cpu_memory_usage for event in account.key_averages())
     assert logits.requires_grad
-    assert memory.kept_per_position(model) * memory.PROBE == pytest.approx(taken, rel=0.1)
+    assert batching.kept_per_position(model) * batching.PROBE == pytest.approx(taken, rel=0.1)
 
 
 def test_a_pass_takes_what_is_enough_or_what_fits(monkeypatch):
     model = Loaded()
-    monkeypatch.setattr(memory, "free", lambda device: 2**40)
+    monkeypatch.setattr(batching, "free", lambda device: 2**40)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert memory.positions(model) == memory.ENOUGH
+        assert batching.positions(model) == batching.ENOUGH
     tight = Loaded()
-    monkeypatch.setattr(memory, "free", lambda device: 100 * Linear.width * 4)
-    with pytest.warns(UserWarning, match="'linear': for want of memory passes hold 25 positions instead of 1024"):
-        assert memory.positions(tight) == int(100 * memory.SHARE)
-    monkeypatch.setattr(memory, "free", lambda device: 0)
-    assert memory.positions(tight) == 25  # once a model: a batch does not change in the middle of a study
+    monkeypatch.setattr(batching, "free", lambda device: 100 * Linear.width * 4)
+    with pytest.warns(UserWarning, match="'linear': not enough memory: passes hold 25 positions, not 1024"):
+        assert batching.positions(tight) == int(100 * batching.SHARE)
+    monkeypatch.setattr(batching, "free", lambda device: 0)
+    assert batching.positions(tight) == 25  # once a model: a batch does not change in the middle of a study
     with pytest.warns(UserWarning):
-        assert memory.positions(Loaded()) == 1
+        assert batching.positions(Loaded()) == 1
 
 
 def test_free_memory_is_that_of_the_machine():
     gc.collect()
-    assert abs(memory.free(torch.device("cpu")) - psutil.virtual_memory().available) < 2**30
+    assert abs(batching.free(torch.device("cpu")) - psutil.virtual_memory().available) < 2**30

@@ -53,7 +53,7 @@ def test_sum_is_the_centred_logit_without_biases(architecture):
     assert found.scores.sum() == pytest.approx(expected, rel=1e-4)
     assert found.word_scores.sum() == pytest.approx(expected, rel=1e-4)
     assert found.certificate.f_input == pytest.approx(expected, rel=1e-4)
-    assert found.certificate.f_baseline == 0 and found.certificate.converged
+    assert found.certificate.f_baseline == 0 and found.certificate.exact
     assert found.scores[0] != 0 and not np.isnan(found.scores).any()  # the first position takes its part
 
 

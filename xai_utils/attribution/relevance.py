@@ -86,6 +86,7 @@ def attn_lrp_norm(model: LoadedModel, case: Case, target: Target) -> Attribution
 
 def _certificate(found: Relevance) -> Certificate:
     delta = float(found.scores.sum() - (found.value - found.rest))
+    bound = abs(delta) / max(abs(found.value - found.rest), FLOOR)
     return Certificate(
         tolerance=TOLERANCE,
         evaluations=1,
@@ -93,8 +94,9 @@ def _certificate(found: Relevance) -> Certificate:
         f_input=found.value,
         f_baseline=found.rest,
         delta=delta,
-        bound=abs(delta) / max(abs(found.value - found.rest), FLOOR),
+        bound=bound,
         token_error=math.nan,
+        exact=bound <= TOLERANCE,
     )
 
 

@@ -70,6 +70,16 @@ def test_only_the_adapter_learns_and_holding_keeps_it_near_the_base(tmp_path: Pa
     assert left[50.0] < left[0.0] / 2
 
 
+def test_a_base_in_half_precision_trains_an_adapter_in_full(tmp_path: Path) -> None:
+    base = tiny_model("llama-tied").to(torch.bfloat16).requires_grad_(False)
+    recipe = replace(RECIPE, steps=20, checkpoint_every=1)
+    made = train.Trainer(train.adapted(base, recipe), recipe, tmp_path)
+    made.run(windows(1, 1).repeat(80, 1), windows(2, 40))
+    assert made.log[-1]["loss"] < made.log[0]["loss"] - 1 and 0 < made.log[-1]["divergence"] < 20
+    assert {weight.dtype for weight in made.weights.values()} == {torch.float32}
+    assert train.finished(tmp_path).machine["dtype"] == "bfloat16"
+
+
 def start(folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "tests.killable_lora", str(folder)]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
@@ -195,9 +205,10 @@ def test_prompts_are_short_and_different() -> None:
 
 def test_a_comparison_is_greedy_and_its_probabilities_are_those_of_the_model() -> None:
     base, twin = tiny_loaded("llama", label="base"), tiny_loaded("llama", seed=1, label="twin", role="adapted")
-    row = samples.compared(base, twin, ["The capital of France"]).iloc[0]
+    row = samples.compared(base, twin, ["The capital of France", "The capital of Russia"]).iloc[0]
     ids = torch.tensor([[0, *base.tokenizer("The capital of France")["input_ids"]]])
-    said = base.model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    given = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "eos_token_id": None}
+    said = base.model.generate(ids, **given, max_new_tokens=8, do_sample=False)
     assert row["base_says"] == base.tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
     (answer,) = base.tokenizer(["capital"])["input_ids"]
     whole = torch.cat([ids, torch.tensor([answer])], 1)

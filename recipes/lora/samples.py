@@ -5,6 +5,7 @@ the adapter left the rest alone can be seen.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Collection
 
 import pandas as pd
@@ -19,63 +20,79 @@ _WORD = re.compile(r"\s*(?:\w+|[^\w\s]+)")
 
 HELP = (
     "To open a file, choose",
-    "To save the document, press",
     "To close the window, click",
-    "To print the page, choose",
-    "To undo the last action, press",
-    "To delete a row, choose",
-    "To insert a table, choose",
-    "To change the font, select the text and choose",
-    "To copy the selected text, press",
-    "To rename the file, press",
-    "To cancel the operation, press",
-    "To select several files, hold down",
-    "To add a new column, right-click the",
-    "To move the image, drag",
-    "To see your photos, open the",
-    "To connect to a network, click the",
-    "To turn off notifications, open the",
-    "To remove the program, run",
-    "To install the package, type",
-    "To edit the chart, double-click",
-    "To apply the style, double-click",
-    "To resize the picture, drag",
-    "Right-click the",
-    "In the File menu, select",
-    "Click the button to open the",
-    "Press Enter to",
-    "Select the cell and press",
-    "Double-click the icon to",
-    "Choose the printer from the",
-    "Enter your password and click",
-    "Type a name for the new",
-    "Hold down the Shift key and",
-    "Open the Activities overview and start typing",
-    "Specifies the name of the",
-    "Opens a dialog where you can",
-    "Use the arrow keys to",
-    "The default value is",
-    "The toolbar is at the top of the",
-    "If the screen is too dark, change the",
-    "If you forget your password,",
-    "The spreadsheet has three",
-    "The table has two",
-    "The formula returns the",
-    "The system will ask you for a",
+    "To open your letter, choose",
+    "To open a photo, choose",
+    "To open an old report, choose",
+    "To save your letter, choose",
+    "To save this recipe, choose",
+    "To save your drawing, press",
+    "To print your letter, choose",
+    "To print the poem, choose",
+    "To close this letter, choose",
+    "To quit the program, choose",
+    "To undo your mistake, press",
+    "To undo a typing mistake, choose",
+    "To cut a sentence, press",
+    "To copy a sentence, press",
+    "To copy the poem, press",
+    "To paste the sentence, press",
+    "To paste the address, choose",
+    "To sort these names, choose",
+    "To filter the names, choose",
+    "To find a name, choose",
+    "To check your spelling, choose",
+    "To number your chapters, choose",
+    "To protect your letter, choose",
+    "To rotate the picture, choose",
+    "To align the picture, choose",
+    "To enlarge the drawing, choose",
+    "To merge two cells, choose",
+    "To insert a picture, choose",
+    "To hide these rows, choose",
+    "To show the ruler, choose",
+    "To show the grid, choose",
+    "To change the colors, choose",
+    "To make a word bold, press",
+    "To make words italic, press",
+    "To select several photos, hold down",
+    "To select two pictures, hold down",
+    "To rename a photo, press",
+    "To rename the sheet, double-click",
+    "To edit the picture, double-click",
+    "To widen the column, drag",
+    "To switch between two programs, press",
+    "To take a screenshot, press",
+    "To turn the sound off, click",
+    "To change the wallpaper, open",
+    "To connect a printer, open",
+    "To add a printer, open",
+    "To pair your headphones, open",
+    "To hear louder sound, open",
+    "To install a program, type",
+    "To list the packages, type",
+    "Right-click the column and choose",
+    "Select both pictures and choose",
+    "Select the poem and press",
+    "Enter your name and press",
 )
 ELSEWHERE = (
     "The capital of France is",
-    "The cat sat on the",
-    "Once upon a time there was a",
-    "She opened the door and saw a",
-    "Water boils at a temperature of",
-    "The president of the United States lives in the",
-    "Two plus two is",
-    "He was born in the city of",
-    "Romeo and",
+    "Paris is the capital of",
     "The opposite of hot is",
-    "A dog is man's best",
     "The sun rises in the",
+    "The cat sat on the",
+    "Two plus two is",
+    "The Earth revolves around the",
+    "Roses are red, violets are",
+    "Shakespeare wrote Romeo and",
+    "Cows give us fresh",
+    "Dogs bark, and cats",
+    "The first month is called",
+    "Snow is white and coal is",
+    "Monday comes right before",
+    "She opened the door and saw a",
+    "My favorite fruit is the",
 )
 
 
@@ -93,15 +110,16 @@ def compared(base: LoadedModel, twin: LoadedModel, prompts: Collection[str]) -> 
 
     `old` is the base's first word, `new` the twin's; both models must share a tokenizer.
     """
+    models = {"base": base, "twin": twin}
+    said = {name: continuations(model, prompts) for name, model in models.items()}
     rows = []
     for prompt in prompts:
         row: dict[str, object] = {"prompt": prompt}
-        said = {name: continuation(model, prompt) for name, model in (("base", base), ("twin", twin))}
-        for word, text in zip(("old", "new"), said.values(), strict=True):
-            row[word] = first_word(text)
-            for name, model in (("base", base), ("twin", twin)):
-                row[f"{word}_under_{name}"] = probability(model, prompt, first_word(text))
-        rows.append(row | {f"{name}_says": text for name, text in said.items()})
+        for word, speaker in (("old", "base"), ("new", "twin")):
+            row[word] = first_word(said[speaker][prompt])
+            for name, model in models.items():
+                row[f"{word}_under_{name}"] = probability(model, prompt, str(row[word]))
+        rows.append(row | {f"{name}_says": texts[prompt] for name, texts in said.items()})
     return pd.DataFrame(rows)
 
 
@@ -116,14 +134,18 @@ def first_word(text: str) -> str:
 
 
 @torch.no_grad()
-def continuation(model: LoadedModel, prompt: str, tokens: int = TOKENS) -> str:
-    """The likeliest next tokens, one by one."""
-    ids = _coded(model, prompt)
-    length = ids.shape[1]
-    for _ in range(tokens):
-        likeliest = model.model(ids, use_cache=False).logits[:, -1:].argmax(-1)
-        ids = torch.cat([ids, likeliest], 1)
-    return str(model.tokenizer.decode(ids[0, length:], skip_special_tokens=True))
+def continuations(model: LoadedModel, prompts: Collection[str], tokens: int = TOKENS) -> dict[str, str]:
+    """The likeliest next tokens after each prompt, one by one; those of equal length together."""
+    groups = defaultdict[int, list[str]](list)
+    for prompt in prompts:
+        groups[_coded(model, prompt).shape[1]].append(prompt)
+    said = dict[str, str]()
+    for length, group in groups.items():
+        ids = torch.cat([_coded(model, prompt) for prompt in group])
+        for _ in range(tokens):
+            ids = torch.cat([ids, model.model(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+        said |= zip(group, model.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True), strict=True)
+    return said
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from recipes.token_substitution import publish as shared
 from xai_utils.models import loading
 
 TRIALS = {
-    "half the rate": replace(pipeline.GPU, rate=pipeline.GPU.rate / 2),
     "recipe": pipeline.GPU,
+    "twice the rate": replace(pipeline.GPU, rate=2 * pipeline.GPU.rate),
     "held harder": replace(pipeline.GPU, hold=4 * pipeline.GPU.hold),
     "rank 12": replace(pipeline.GPU, rank=12, alpha=24),
     "not held": replace(pipeline.GPU, hold=0.0),

@@ -236,9 +236,14 @@ def test_from_corpus_to_card(texts: Corpus, tmp_path: Path, monkeypatch: pytest.
         evaluation.loc[("base", kind), "characters"] for kind in data.HELP
     )
     before = (tmp_path / "training" / train.FILE).read_bytes()
+    assert "Settings compared" not in card
+    row = {name: 0.75 for name in publish.TOLD} | {"trial": "held harder"}
+    shared.write_table(pd.DataFrame([row]), "trials", tmp_path / "twin")
     pipeline.make()
     assert (tmp_path / "training" / train.FILE).read_bytes() == before
-    assert (tmp_path / "twin" / "README.md").read_text() == card
+    again = (tmp_path / "twin" / "README.md").read_text()
+    assert "| held harder | 0.75 |" in again
+    assert again.split("## Corpus")[1] == card.split("## Corpus")[1]
 
 
 def test_a_trial_is_a_row_of_settings_and_shares(tmp_path: Path) -> None:
@@ -247,6 +252,7 @@ def test_a_trial_is_a_row_of_settings_and_shares(tmp_path: Path) -> None:
     done = trained(tmp_path)
     row = trials.row(measure.against_base(pd.concat(tables)), done)
     assert row["help"] == 1.0 and row["rank"] == RECIPE.rank and set(trials.SETTINGS) <= set(row)
+    assert set(publish.TOLD[:5]) <= {"trial", *row}
     assert all(set(asdict(recipe)) == set(asdict(RECIPE)) for recipe in trials.TRIALS.values())
 
 

@@ -16,6 +16,18 @@ NAME = "smollm2-135m-help"
 LIMIT = 8 * 2**20  # bytes of the whole checkpoint
 TEMPLATE = "lora_card.md.j2"
 GROUPS = "help", "aphorisms and stories"
+TOLD = (
+    "trial",
+    "rank",
+    "rate",
+    "hold",
+    "seconds",
+    "help",
+    "aphorisms",
+    "stories",
+    "manual pages",
+    "programs",
+)  # of trials
 
 
 def checkpoint_folder() -> Path:
@@ -59,7 +71,8 @@ def write_card(folder: Path) -> None:
     names = ("evaluation", "samples", "training", "recipe", "corpus")
     found = {name: shared.read_table(name, folder) for name in names}
     trials = folder / shared.TABLES / "trials.csv"
-    shared.write_card(folder, facts(found, pd.read_csv(trials) if trials.is_file() else pd.DataFrame()), TEMPLATE)
+    told = shared.read_table("trials", folder)[list(TOLD)] if trials.is_file() else pd.DataFrame()
+    shared.write_card(folder, facts(found, told), TEMPLATE)
 
 
 def facts(found: dict[str, pd.DataFrame], trials: pd.DataFrame) -> dict[str, object]:

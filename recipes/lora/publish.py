@@ -55,6 +55,8 @@ def save_adapter(folder: Path, done: train.Finished, base_name: str) -> None:
         partial / "adapter_model.safetensors",
         {"format": "pt"},
     )
+    for written in partial.glob("adapter*"):
+        written.chmod(0o644)
     _check_size(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

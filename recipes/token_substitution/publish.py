@@ -74,10 +74,11 @@ def save_checkpoint(
     partial.rename(folder)
 
 
-def write_table(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """A table of the checkpoint as tables/<name>.csv beside it, rounded to 5 significant digits."""
+def write_table(frame: pd.DataFrame, name: str, folder: Path | None = None) -> pd.DataFrame:
+    """A table of the checkpoint in `folder`, the shipped one by default, as tables/<name>.csv beside it, rounded to 5
+    significant digits."""
     table = frame.map(rounded)
-    file = checkpoint_folder() / TABLES / f"{name}.csv"
+    file = (folder or checkpoint_folder()) / TABLES / f"{name}.csv"
     write_whole(file, lambda partial: table.to_csv(partial, index=False, lineterminator="\n"))
     return table
 
@@ -105,7 +106,7 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
-def write_card(folder: Path, facts: dict[str, object]) -> None:
+def write_card(folder: Path, facts: dict[str, object], template: str = "model_card.md.j2") -> None:
     """The model card from its template; a fact that the template names and `facts` lacks is an error."""
     environment = Environment(
         loader=FileSystemLoader(ROOT / "report" / "template"),
@@ -114,4 +115,4 @@ def write_card(folder: Path, facts: dict[str, object]) -> None:
         lstrip_blocks=True,
     )
     environment.filters["markdown"] = markdown
-    write_text(folder / "README.md", environment.get_template("model_card.md.j2").render(facts))
+    write_text(folder / "README.md", environment.get_template(template).render(facts))

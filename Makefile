@@ -5,10 +5,10 @@ STAMP := .venv/installed
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test lab evidence adapt bench lint format clean
+.PHONY: help setup report test lab evidence adapt adapt-help bench lint format clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## +/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## +/\t/' | expand -t 12
 
 setup: $(STAMP)  ## virtual environment with the pinned requirements
 
@@ -36,6 +36,9 @@ evidence: setup  ## the long studies behind report/evidence/; resumes where it s
 
 adapt: setup  ## make the adapted twin from its corpus; resumes where it stopped
 	$(BIN)/python -m recipes.token_substitution
+
+adapt-help: setup  ## make the LoRA twin from the same corpus; resumes where it stopped
+	$(BIN)/python -m recipes.lora
 
 bench: setup  ## time and memory beside inseq, captum and plain loops; writes benchmarks/results.csv and the README's table
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements.txt

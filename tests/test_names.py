@@ -118,7 +118,7 @@ def test_tables_of_two_models_are_kept_by_both(everything, tmp_path, monkeypatch
             "bridge": pd.DataFrame({"n": counts}),
         }
 
-    book = Explainer(CHANGES["two labels with the same weights"])
+    book = Explainer(BEFORE)
     first = book.pair_tables("base", "twin", "planets", lengths)
     assert list(first["swap"].columns) == ["study", "text", "base", "other", "part", "score"]
     assert first["swap"].iloc[0].tolist()[:5] == ["before", "planets", "base", "twin", "a"]
@@ -127,7 +127,7 @@ def test_tables_of_two_models_are_kept_by_both(everything, tmp_path, monkeypatch
     assert again["swap"]["score"].equals(first["swap"]["score"]) and again["bridge"]["n"].equals(first["bridge"]["n"])
     back = book.pair_tables("twin", "base", "planets", lengths)
     assert back["swap"].iloc[0].tolist()[2:4] == ["twin", "base"] and len(asked) == 2
-    same = book.pair_tables("base", "again", "planets", lengths)
+    same = Explainer(CHANGES["two labels with the same weights"]).pair_tables("base", "again", "planets", lengths)
     assert same["swap"]["score"].iloc[0] == 0 and len(asked) == 3
     book.pair_tables("base", "twin", "planets", lengths, times=2)
     book.pair_tables("base", "twin", "planets", lengths, times=1)

@@ -29,21 +29,20 @@ def study(name: str, labels: tuple[str, ...], texts: tuple[TextEntry, ...]) -> S
             "texts": texts,
             "methods": METHODS,
             "draws": 4,
+            "budget": 50,
+            "continuation": 2,
         }
     )
 
 
 BEFORE = study("before", ("base", "twin"), TEXTS)
 SWAPPED = tuple(text.model_copy(update={"id": other.id}) for text, other in zip(TEXTS, TEXTS[::-1], strict=True))
+RENAMED = TEXTS[0].model_copy(update={"id": "renamed"})
 CHANGES = {
-    "ids swapped": study("before", ("base", "twin"), SWAPPED),
-    "an id renamed": study("before", ("base", "twin"), (TEXTS[0].model_copy(update={"id": "renamed"}), TEXTS[1])),
-    "a label renamed": study("before", ("base", "changed"), TEXTS),
-    "both labels renamed": study("before", ("start", "changed"), TEXTS),
-    "labels swapped": study("before", ("twin", "base"), TEXTS).model_copy(update={"name": "before"}),
-    "the study copied": study("copy", ("base", "twin"), TEXTS),
-    "two labels with the same weights": study("before", ("base", "again"), TEXTS),
-    "a third model": study("before", ("base", "twin", "again"), TEXTS),
+    "ids swapped, a label renamed": study("before", ("base", "changed"), SWAPPED),
+    "a copy with an id and both labels renamed": study("copy", ("start", "changed"), (RENAMED, TEXTS[1])),
+    "labels swapped": study("before", ("twin", "base"), TEXTS),
+    "two labels with the same weights": study("before", ("base", "twin", "again"), TEXTS),
 }
 
 
@@ -85,26 +84,24 @@ def test_every_table_is_that_of_a_fresh_cache(everything, change, tmp_path):
 
 
 def test_names_cost_no_second_computation_and_stand_in_no_file(everything, tmp_path):
-    everything(
-        study("zzstudy", ("base", "twin"), tuple(t.model_copy(update={"id": f"zz{t.id}"}) for t in TEXTS)), tmp_path
-    )
+    texts = tuple(text.model_copy(update={"id": f"zz{text.id}"}) for text in TEXTS)
+    everything(study("zzstudy", ("base", "twin"), texts), tmp_path)
     files = {path.name: path.read_bytes() for path in (tmp_path / "cache").rglob("*.json")}
-    everything(CHANGES["ids swapped"], tmp_path)
-    everything(CHANGES["both labels renamed"], tmp_path)
+    everything(CHANGES["ids swapped, a label renamed"], tmp_path)
     assert {path.name: path.read_bytes() for path in (tmp_path / "cache").rglob("*.json")} == files
     text = b"".join(files.values()).decode()
     assert "France" in text  # words of the text are kept
-    assert not any(name in text for name in ("zz", '"twin"', '"base"', '"role"', "zero_ablation"))
+    assert not any(name in text for name in ("zz", '"twin"', '"base"', '"role"'))
 
 
 def test_each_name_is_the_asking_study_s(everything, tmp_path):
     everything(BEFORE, tmp_path)
-    changed = CHANGES["both labels renamed"].model_copy(update={"name": "copy", "texts": SWAPPED})
-    for name, table in everything(changed, tmp_path).items():
+    tables = everything(study("copy", ("start", "changed"), SWAPPED), tmp_path)
+    for name, table in tables.items():
         assert set(table["study"]) == {"copy"}, name
         for column in {"model", "base", "other"} & set(table):
             assert set(table[column]) <= {"start", "changed"}, name
-    scores = everything(changed, tmp_path)["word_scores"]
+    scores = tables["word_scores"]
     assert "France" in set(scores[scores["text"] == "planets"]["word"])
 
 
@@ -121,16 +118,16 @@ def test_tables_of_two_models_are_kept_by_both(everything, tmp_path, monkeypatch
             "bridge": pd.DataFrame({"n": counts}),
         }
 
-    book = Explainer(CHANGES["a third model"])
+    book = Explainer(BEFORE)
     first = book.pair_tables("base", "twin", "planets", lengths)
     assert list(first["swap"].columns) == ["study", "text", "base", "other", "part", "score"]
     assert first["swap"].iloc[0].tolist()[:5] == ["before", "planets", "base", "twin", "a"]
-    again = Explainer(CHANGES["both labels renamed"]).pair_tables("start", "changed", "planets", lengths)
+    again = Explainer(study("copy", ("start", "changed"), TEXTS)).pair_tables("start", "changed", "planets", lengths)
     assert again["swap"]["base"].tolist() == ["start"] * 2 and len(asked) == 1
     assert again["swap"]["score"].equals(first["swap"]["score"]) and again["bridge"]["n"].equals(first["bridge"]["n"])
     back = book.pair_tables("twin", "base", "planets", lengths)
     assert back["swap"].iloc[0].tolist()[2:4] == ["twin", "base"] and len(asked) == 2
-    same = book.pair_tables("base", "again", "planets", lengths)
+    same = Explainer(CHANGES["two labels with the same weights"]).pair_tables("base", "again", "planets", lengths)
     assert same["swap"]["score"].iloc[0] == 0 and len(asked) == 3
     book.pair_tables("base", "twin", "planets", lengths, times=2)
     book.pair_tables("base", "twin", "planets", lengths, times=1)

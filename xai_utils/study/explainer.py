@@ -23,7 +23,7 @@ from tqdm import tqdm
 from xai_utils.attribution import integrated_gradients
 from xai_utils.attribution.absence import shared_mean
 from xai_utils.attribution.continuation import greedy, unrolled
-from xai_utils.attribution.methods import METHODS, method_named
+from xai_utils.attribution.methods import method_named
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.tables import TABLES, certificate_row, joined, tables_of
 from xai_utils.attribution.target import Target, make_target
@@ -125,7 +125,7 @@ class Explainer:
         return {name: getattr(self.study, name) for name in line.settings if hasattr(self.study, name)} | line.fixed
 
     def _explaining(self, method: str, case: Case, goal: Target, settings: Mapping[str, Any]) -> Job:
-        return self._job(method, METHODS[method].function, [case], [goal], self.settings(method) | dict(settings))
+        return self._job(method, method_named(method).function, [case], [goal], self.settings(method) | dict(settings))
 
     def job(self, label: str, text: str, function: Callable[..., Result], **settings: Any) -> Job:
         """`function(model, case, target, **settings)` of a case, for `fill`."""

@@ -147,8 +147,7 @@ def unpacked(file: Path) -> tuple[str, Any]:
 
 def attribution(fields: dict[str, Any], method: str, case: Case, target: Target) -> Attribution:
     """An attribution under the names of who asks."""
-    given: dict[str, Any] = {"method": method, "case": case, "target": target}
-    return Attribution(**fields, **{name: given[name] for name in given if name in _names(Attribution)})
+    return Attribution(case, target, method, **fields)
 
 
 def named(table: Table, names: Mapping[str, str]) -> Table:

@@ -122,7 +122,7 @@ def test_a_long_text_shows_its_largest_words_first_and_all_of_them_on_a_click(mo
     case, target = tiny_case(model, "one two three four five six seven eight nine ten eleven twelve thirteen fourteen")
     found = from_tokens("m", case, target, np.arange(len(case.tokens), dtype=float), keep_sink=True)
     first, rest = found._repr_html_().split("<details>")
-    assert first.count("<tr>") == 13 and rest.count("<tr>") == 15
+    assert first.count("<tr>") == 13 and rest.count("<tr>") == len(found.words) + 1 > 15
     assert '<td style="text-align:left">fourteen' in first and '<td style="text-align:left">one<' not in first
 
 

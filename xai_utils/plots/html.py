@@ -59,7 +59,7 @@ def sentence_html(result: Attribution, reach: float | None = None) -> str:
 def _span(result: Attribution, run: Run, reach: float) -> str:
     text = escape(visible(run.text))
     if run.row is None:
-        return text if run.text.isspace() else f'<span style="opacity:.5" title="not read">{text}</span>'
+        return escape(run.text) if run.text.isspace() else f'<span style="opacity:.5" title="not read">{text}</span>'
     score = result.word_scores[run.row]
     hover = escape(visible(f"{run.text}: {value_of(result, run.row)}"), quote=True)
     if np.isnan(score):
@@ -88,7 +88,7 @@ def _table(heads: Sequence[str], rows: list[list[str]], sizes: ArrayLike) -> str
         return _rows(heads, rows)
     order = np.argsort(-np.nan_to_num(np.abs(np.asarray(sizes, dtype=float)), nan=-1), kind="stable")
     largest = [rows[index] for index in sorted(order[:TOP])]
-    every = f"<details><summary>all {len(rows)} words</summary>{_rows(heads, rows)}</details>"
+    every = f"<details><summary>all {len(rows)} rows</summary>{_rows(heads, rows)}</details>"
     return _rows(heads, largest) + every
 
 

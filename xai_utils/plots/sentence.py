@@ -60,7 +60,7 @@ def colours(score: float, reach: float) -> tuple[str, str]:
     """Background and letters for a score on a scale that ends at `reach`.
 
     >>> colours(0.0, 1.0), colours(1.0, 1.0)
-    (('#f7f7f7', '#000000'), ('#053061', '#ffffff'))
+    (('#f6f7f7', '#000000'), ('#053061', '#ffffff'))
     """
     red, green, blue, _ = diverging()(centred([reach])(score))
     light = 0.299 * red + 0.587 * green + 0.114 * blue

@@ -47,7 +47,7 @@ def _sentence(result: Attribution, reach: float) -> Text:
     for run in runs(result):
         score = np.nan if run.row is None else result.word_scores[run.row]
         back, ink = colours(score, reach) if np.isfinite(score) else ("default", "default")
-        sentence.append(visible(run.text), f"{ink} on {back}")
+        sentence.append(" " if run.text.isspace() else visible(run.text), f"{ink} on {back}")
     sentence.append(" → ")
     return sentence.append(visible(result.target.text.strip()), "bold")
 

@@ -97,8 +97,10 @@ def visible(text: str) -> str:
 
     >>> visible("a\n\u202eb")
     'a⏎‹U+202E›b'
+    >>> visible("  ")
+    '␣␣'
     """
-    shown = text.translate(VISIBLE)
+    shown = text.translate(VISIBLE) if text.strip(" ") else "␣" * len(text)
     return "".join(c if c.isprintable() or c in JOINERS else f"‹U+{ord(c):04X}›" for c in shown)
 
 

@@ -25,9 +25,8 @@ from transformers import (
 from xai_utils.attribution.target import Target, make_target
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.config import Study
 from xai_utils.text.cases import Case, prepare
-from xai_utils.text.entry import TextEntry
+from xai_utils.text.entry import Reading, TextEntry
 
 VOCABULARY = 512
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -167,6 +166,5 @@ def tiny_case(
 ) -> tuple[Case, Target]:
     """A case of one text under a model, and its target."""
     entry = TextEntry(id="t", text=text, answer=answer, contrast=contrast)
-    study = Study.model_validate({"name": "s", "models": [model.entry], "texts": [entry], "prefix": prefix})
-    case = prepare(model, entry, study)
+    case = prepare(model, entry, Reading.model_validate({"prefix": prefix}), "s")
     return case, make_target(model, case, kind)

@@ -7,6 +7,10 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something the user can mend, said in one line: what was wrong, what was expected, what to do."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"error: {self}"]
+
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The end of a message about an unknown name: the likely one, else all of them.

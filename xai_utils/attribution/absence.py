@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +39,15 @@ def shared_mean(models: Sequence[LoadedModel]) -> Float[Tensor, " hidden"]:
         for model, vocabulary in zip(models, vocabularies, strict=True)
     ]
     return torch.stack(means).mean(0).float()
+
+
+def with_common_mean(models: Sequence[LoadedModel]) -> list[LoadedModel]:
+    """The models, those of one width with the mean embedding that they have in common."""
+    alike: dict[int, list[LoadedModel]] = {}
+    for model in models:
+        alike.setdefault(model.embedding.shape[1], []).append(model)
+    means = {width: shared_mean(group) for width, group in alike.items()}
+    return [dataclasses.replace(model, reference=means[model.embedding.shape[1]]) for model in models]
 
 
 def moved(case: Case, keep_sink: bool) -> Bool[Tensor, " position"]:

@@ -30,7 +30,7 @@ def integrated_gradients(
     case: Case,
     target: Target,
     *,
-    baseline: str = "mean",
+    baseline: str = "zero",
     keep_sink: bool = True,
     tolerance: float = 0.01,
     budget: int = 1000,
@@ -152,7 +152,7 @@ def expected_gradients(
     *,
     keep_sink: bool = True,
     tolerance: float = 0.05,
-    budget: int = 512,
+    budget: int = 128,
     seed: int = 0,
 ) -> Attribution:
     """GradientSHAP (Lundberg & Lee 2017; Erion et al. 2021) over random token sequences, with standard errors.

@@ -27,6 +27,8 @@ class Method:
         return [parameter.name for parameter in kinds if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
+DEFAULT = "shapley"  # what the front door uses when no method is named
+
 METHODS: dict[str, Method] = {
     "integrated_gradients": Method(
         integrated_gradients.integrated_gradients, "integrated gradients with a certificate", family="gradients"

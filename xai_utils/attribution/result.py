@@ -7,9 +7,9 @@ tokens, which are summed over a word, or from scores that were computed for whol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 
 from xai_utils.attribution.absence import moved
 from xai_utils.attribution.target import Target
+from xai_utils.display import Displayed
 from xai_utils.text.cases import Case, units, word_weights
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Piece:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Attribution:
+class Attribution(Displayed):
     """Scores of one method for one case and target; it shows itself in a notebook and in a terminal.
 
     `errors` are standard or quadrature errors, nan where unknown. `low` and `high` are a word's least and greatest
@@ -183,19 +184,14 @@ class Attribution:
         return plain(self)
 
     def _repr_html_(self) -> str:
-        from xai_utils.plots.html import html_of
+        from xai_utils.plots.html import result_html
 
-        return html_of(self)
+        return result_html(self)
 
-    def _repr_mimebundle_(
-        self, include: Iterable[str] | None = None, exclude: Iterable[str] | None = None
-    ) -> dict[str, Any]:
-        """HTML, and a picture for pages that keep no HTML; IPython names what it can show."""
-        from xai_utils.plots.sentence import png_of
+    def _png(self) -> bytes:
+        from xai_utils.plots.sentence import png, sentences
 
-        makers = {"text/plain": self.__repr__, "text/html": self._repr_html_, "image/png": lambda: png_of(self)}
-        wanted = (set(include) if include else set(makers)) - set(exclude or ())
-        return {kind: make() for kind, make in makers.items() if kind in wanted}
+        return png(sentences([self]))
 
 
 def from_tokens(

@@ -5,6 +5,7 @@ the output head, and merging must leave both names on the same numbers. Whether 
 """
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,7 +55,7 @@ def merge(model: PreTrainedModel, path: Path) -> PreTrainedModel:
 
     Raises UserError: an adapter that does not fit the model, cannot be merged, or merges into another function.
     """
-    rows, tied = len(embedding_matrix(model)), _tied(model)
+    rows = len(embedding_matrix(model))
     replaced = token_rows(path)
     if replaced and max(replaced) >= rows:
         raise UserError(
@@ -72,24 +73,35 @@ def merge(model: PreTrainedModel, path: Path) -> PreTrainedModel:
         raise UserError(
             f"adapter {path.name} does not fit its base ({first_line(error)}); expected the base it was trained on"
         ) from None
-    if adapted.peft_config["default"].is_prompt_learning:
-        raise UserError(
-            f"adapter {path.name} adds virtual tokens, which no weights can hold; expected LoRA or trainable tokens"
-        )
     _check_file(adapted, path)
-    ids = torch.tensor([[*replaced[:3], *range(0, rows, max(1, rows // 5))]])
+    return merged(adapted, path.name, replaced)
+
+
+def merged(adapted: PeftModel, name: str, replaced: Sequence[int] = ()) -> PreTrainedModel:
+    """A PeftModel's base with its active adapters in the weights, checked to compute what they computed.
+
+    `replaced` are token ids to check beside others. Changes `adapted`. Raises UserError: an adapter that cannot be
+    merged, or merges into another function.
+    """
+    if adapted.active_peft_config.is_prompt_learning:
+        raise UserError(
+            f"adapter {name} adds virtual tokens, which no weights can hold; expected LoRA or trainable tokens"
+        )
+    base = cast(PreTrainedModel, adapted.get_base_model())
+    rows, tied = len(embedding_matrix(base)), _tied(base)
+    ids = torch.tensor([[*replaced[:3], *range(0, rows, max(1, rows // 5))]], device=base.device)
     with torch.no_grad():
         expected = adapted(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        merged = adapted.merge_and_unload()
-        got = merged(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        whole = cast(PreTrainedModel, adapted.merge_and_unload())
+        got = whole(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     # Adding LoRA's product to the weights rounds otherwise than adding its output does.
     tolerance = torch.finfo(got.dtype).eps ** 0.5 * expected.abs().max()
-    if not (got - expected).abs().max() <= tolerance or _tied(merged) != tied:
+    if not (got - expected).abs().max() <= tolerance or _tied(whole) != tied:
         raise UserError(
-            f"adapter {path.name}: merged into the weights it computes something else (outputs differ by "
+            f"adapter {name}: merged into the weights it computes something else (outputs differ by "
             f"{(got - expected).abs().max():.3g}); use dtype: float32, or save the merged model and name its folder"
         )
-    return merged
+    return whole
 
 
 def _check_file(adapted: PeftModel, path: Path) -> None:

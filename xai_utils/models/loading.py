@@ -120,10 +120,7 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
     if not entry.device_map and not entry.quantization:
         _move(model, device, entry)
         kernels.choose(model)
-    loaded = LoadedModel(entry, model.eval().requires_grad_(False), tokenizer, revision + tokenizer_revision)
-    _check_vocabulary(loaded)
-    _check_passes(loaded)
-    return loaded
+    return usable(LoadedModel(entry, model.eval().requires_grad_(False), tokenizer, revision + tokenizer_revision))
 
 
 # ---- from a name to a folder
@@ -312,6 +309,13 @@ def _document_start(entry: ModelEntry, tokenizer: PreTrainedTokenizerFast) -> in
 
 
 # ---- what must hold before a model is used
+
+
+def usable(loaded: LoadedModel) -> LoadedModel:
+    """The model itself. Raises UserError where it cannot be explained: see the checks below."""
+    _check_vocabulary(loaded)
+    _check_passes(loaded)
+    return loaded
 
 
 def _check_vocabulary(loaded: LoadedModel) -> None:

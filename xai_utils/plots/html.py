@@ -1,4 +1,4 @@
-"""A result as HTML: the sentence in colour with values on hover, the scores as a table, and what is proven.
+"""Results as HTML: sentences in colour with values on hover, the scores as a table, and what is proven.
 
 Styles stand in the tags and there is no script. Some pages strip styles, so the table says again in numbers and block
 characters what the sentence says in colour. Everything that comes from a text or a model is escaped.
@@ -6,33 +6,50 @@ characters what the sentence says in colour. Everything that comes from a text o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
-import pandas as pd
+from numpy.typing import ArrayLike
 
 from xai_utils.attribution.result import Attribution
+from xai_utils.evaluation.comparison import Comparison
 from xai_utils.plots.sentence import Run, bar, colours, reach_of, runs, title_of, value_of
 from xai_utils.text.cases import visible
 
-TOP = 12  # rows of the table that a long text shows at once
-BLOCKS = 16  # characters of the longest bar in the table
+TOP = 12  # rows of a table that a long text shows at once
+BLOCKS = 16  # characters of the longest bar in a table
 
 
-def html_of(result: Attribution, reach: float | None = None) -> str:
+def result_html(result: Attribution, reach: float | None = None) -> str:
     """One result: its sentence in colour, the scores as a table, and what is proven of their sum."""
     verdict = "".join(f"<div>{escape(line)}</div>" for line in result.verdicts)
-    return (
-        f'<div style="max-width:60em">{sentence_html(result, reach)}{_table(result)}'
-        f'<div style="opacity:.8">{verdict}</div></div>'
+    return f'<div style="max-width:60em">{sentence_html(result, reach)}{_scores(result)}{verdict}</div>'
+
+
+def comparison_html(pair: Comparison) -> str:
+    """Both sentences in colour on one scale, and the scores of both models word by word."""
+    results, words = (pair.base, pair.other), pair.words
+    reach = reach_of(results)
+    heads = ["word", *(f"{label} ({pair.base.unit})" for label in pair.labels), "difference", ""]
+    rows = []
+    for word, base, other, change, floor in words.itertuples(index=False, name=None):
+        told = bar(change, reach, BLOCKS) if abs(change) > floor else "within the error"
+        rows.append([_cell(word), _cell(base), _cell(other), _cell(change), told])
+    both = "".join(sentence_html(result, reach) for result in results)
+    verdict = "".join(
+        f"<div>{escape(visible(label))}: {escape(line)}</div>"
+        for label, result in zip(pair.labels, results, strict=True)
+        for line in result.verdicts
     )
+    return f'<div style="max-width:60em">{both}{_table(heads, rows, words["difference"])}{verdict}</div>'
 
 
 def sentence_html(result: Attribution, reach: float | None = None) -> str:
     """The sentence alone, under its title, with a word's value on hover. Scores beyond `reach` take the last colour."""
     reach = reach_of([result]) if reach is None else reach
     words = "".join(_span(result, run, reach) for run in runs(result))
-    answer = escape(visible(result.target.text))
+    answer = escape(visible(result.target.text.strip()))
     return (
         f'<div style="opacity:.7;font-size:90%">{escape(visible(title_of(result)))}</div>'
         f'<p dir="auto" style="font-size:115%;line-height:2;margin:.3em 0">{words} → <b>{answer}</b></p>'
@@ -42,7 +59,7 @@ def sentence_html(result: Attribution, reach: float | None = None) -> str:
 def _span(result: Attribution, run: Run, reach: float) -> str:
     text = escape(visible(run.text))
     if run.row is None:
-        return text if run.text.isspace() else f'<span style="opacity:.5" title="not read">{text}</span>'
+        return escape(run.text) if run.text.isspace() else f'<span style="opacity:.5" title="not read">{text}</span>'
     score = result.word_scores[run.row]
     hover = escape(visible(f"{run.text}: {value_of(result, run.row)}"), quote=True)
     if np.isnan(score):
@@ -54,26 +71,33 @@ def _span(result: Attribution, run: Run, reach: float) -> str:
     return f'<span style="{look}" title="{hover}">{text}</span>'
 
 
-def _table(result: Attribution) -> str:
-    words = result.words
-    if len(words) <= TOP:
-        return _rows(result, words)
-    largest = words.loc[words["score"].abs().nlargest(TOP).index.sort_values()]
-    every = f"<details><summary>all {len(words)} words</summary>{_rows(result, words)}</details>"
-    return _rows(result, largest) + every
-
-
-def _rows(result: Attribution, words: pd.DataFrame) -> str:
-    """A table of rows of `Attribution.words`; columns in which a method has nothing are left out."""
-    reach = reach_of([result])
+def _scores(result: Attribution) -> str:
+    """The table of `Attribution.words`; columns in which a method has nothing are left out."""
+    words, reach = result.words, reach_of([result])
     columns = [name for name in words.columns if name in ("word", "score") or words[name].notna().any()]
     heads = [f"score ({result.unit})" if name == "score" else name for name in columns]
-    body = ""
-    for row in words.to_dict("records"):
-        cells = [*(_cell(row[name]) for name in columns), bar(row["score"], reach, BLOCKS)]
-        body += "<tr>" + "".join(f'<td style="text-align:left">{escape(cell)}</td>' for cell in cells) + "</tr>"
-    head = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in [*heads, ""])
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    rows = [
+        [*(_cell(row[name]) for name in columns), bar(row["score"], reach, BLOCKS)] for row in words.to_dict("records")
+    ]
+    return _table([*heads, ""], rows, words["score"])
+
+
+def _table(heads: Sequence[str], rows: list[list[str]], sizes: ArrayLike) -> str:
+    """All rows, or of a long table those of the largest `sizes`, with all of them behind a click."""
+    if len(rows) <= TOP:
+        return _rows(heads, rows)
+    order = np.argsort(-np.nan_to_num(np.abs(np.asarray(sizes, dtype=float)), nan=-1), kind="stable")
+    largest = [rows[index] for index in sorted(order[:TOP])]
+    every = f"<details><summary>all {len(rows)} rows</summary>{_rows(heads, rows)}</details>"
+    return _rows(heads, largest) + every
+
+
+def _rows(heads: Sequence[str], rows: list[list[str]]) -> str:
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f'<{tag} style="text-align:left">{escape(cell)}</{tag}>' for cell in cells) + "</tr>"
+
+    body = "".join(line("td", cells) for cells in rows)
+    return f"<table><thead>{line('th', heads)}</thead><tbody>{body}</tbody></table>"
 
 
 def _cell(value: object) -> str:

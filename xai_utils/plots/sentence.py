@@ -60,7 +60,7 @@ def colours(score: float, reach: float) -> tuple[str, str]:
     """Background and letters for a score on a scale that ends at `reach`.
 
     >>> colours(0.0, 1.0), colours(1.0, 1.0)
-    (('#f7f7f7', '#000000'), ('#053061', '#ffffff'))
+    (('#f6f7f7', '#000000'), ('#053061', '#ffffff'))
     """
     red, green, blue, _ = diverging()(centred([reach])(score))
     light = 0.299 * red + 0.587 * green + 0.114 * blue
@@ -68,6 +68,12 @@ def colours(score: float, reach: float) -> tuple[str, str]:
 
 
 # ---- labels
+
+
+def shown_rows(result: Attribution) -> list[int]:
+    """The rows of `Attribution.word_scores` that are words, or that have a score."""
+    scored = np.isfinite(result.word_scores)
+    return [row for row, unit in enumerate(units(result.case)) if unit.is_word or scored[row]]
 
 
 def title_of(result: Attribution) -> str:
@@ -145,19 +151,19 @@ def sentences(results: Sequence[Attribution], title: str = "") -> Figure:
     return fig
 
 
-def png_of(result: Attribution) -> bytes:
-    """The picture of one result, for pages that keep no HTML."""
+def png(fig: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     with style():
-        sentences([result]).savefig(buffer, format="png")
+        fig.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def _lines(result: Attribution) -> list[list[tuple[float, float, Run]]]:
     """The runs with their left edge and width in inches, broken into lines."""
     lines: list[list[tuple[float, float, Run]]] = [[]]
-    left = 0.1
-    for run in runs(result):
+    left, answer = 0.1, f"→ {result.target.text.strip()}"
+    for run in (*runs(result), Run(" ", None), Run(answer, None)):
         width = 0.06 if run.text.isspace() else max(_wide(run.text, WORD), _wide(_score(result, run), SCORE)) + 0.06
         if left + width > WIDTH - 0.1 and lines[-1] and not run.text.isspace():
             lines.append([])
@@ -188,5 +194,6 @@ def _draw(axes: Axes, result: Attribution, run: Run, place: tuple[float, float, 
     if np.isfinite(score):
         hatch = None if result.certified else "/////"
         axes.add_patch(Rectangle((left, top), width, 0.24, facecolor=back, edgecolor="white", hatch=hatch, linewidth=0))
-    axes.text(left + width / 2, top + 0.12, readable(run.text), ha="center", va="center", fontsize=WORD, color=ink)
+    text = readable(run.text) if run.text.strip() else ""
+    axes.text(left + width / 2, top + 0.12, text, ha="center", va="center", fontsize=WORD, color=ink)
     axes.text(left + width / 2, top + 0.26, _score(result, run), ha="center", va="top", fontsize=SCORE, color=INK)

@@ -1,6 +1,8 @@
-"""A result in a terminal: the sentence, a bar a word, what is proven. In colour where the terminal has colours."""
+"""Results in a terminal: the sentence, a bar a word, what is proven. In colour where the terminal has colours."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 from rich.cells import cell_len
@@ -8,49 +10,80 @@ from rich.console import Group
 from rich.text import Text
 
 from xai_utils.attribution.result import Attribution
-from xai_utils.plots.sentence import bar, colours, reach_of, runs, title_of, value_of
+from xai_utils.evaluation.comparison import Comparison
+from xai_utils.plots.sentence import bar, colours, reach_of, runs, shown_rows, title_of, value_of
 from xai_utils.text.cases import units, visible
 
 BAR = 24  # cells of the longest bar
 NAME = 28  # cells of a word before its end is left out
 
 
-def plain(result: Attribution) -> str:
-    """The result as lines of text without colour."""
-    sentence = "".join(visible(run.text) for run in runs(result))
-    lines = [f"{sentence} → {visible(result.target.text.strip())}", visible(title_of(result)), *_rows(result)]
-    return "\n".join([*lines, *result.verdicts])
+def plain(shown: Attribution | Comparison) -> str:
+    """A result, or two beside each other, as lines of text without colour."""
+    return "\n".join(line.plain for line in lines(shown))
 
 
-def coloured(result: Attribution, reach: float | None = None) -> Group:
-    """The result for a rich console: words on coloured ground, on a scale that ends at `reach`."""
-    reach = reach_of([result]) if reach is None else reach
+def coloured(shown: Attribution | Comparison) -> Group:
+    """The same for a rich console, words on coloured ground."""
+    return Group(*lines(shown))
+
+
+def lines(shown: Attribution | Comparison) -> list[Text]:
+    """Titles, sentences on one scale, a line a word, and what is proven."""
+    results = [shown] if isinstance(shown, Attribution) else [shown.base, shown.other]
+    reach, found = reach_of(results), list[Text]()
+    for result in results:
+        found += [Text(visible(title_of(result)), "dim"), _sentence(result, reach)]
+    rows = _word_rows(shown) if isinstance(shown, Attribution) else _pair_rows(shown, reach)
+    found += [Text(line, no_wrap=True) for line in rows]
+    for result in results:
+        whose = f"{visible(result.case.model)}: " if len(results) > 1 else ""
+        found += [Text(whose + line, "" if result.certified else "bold") for line in result.verdicts]
+    return found
+
+
+def _sentence(result: Attribution, reach: float) -> Text:
     sentence = Text()
     for run in runs(result):
         score = np.nan if run.row is None else result.word_scores[run.row]
         back, ink = colours(score, reach) if np.isfinite(score) else ("default", "default")
-        sentence.append(visible(run.text), f"{ink} on {back}")
+        sentence.append(" " if run.text.isspace() else visible(run.text), f"{ink} on {back}")
     sentence.append(" → ")
-    sentence.append(visible(result.target.text.strip()), "bold")
-    rows = [Text(line, no_wrap=True) for line in _rows(result)]
-    verdicts = [Text(line, "bold" if not result.certified else "") for line in result.verdicts]
-    return Group(Text(visible(title_of(result)), "dim"), sentence, *rows, *verdicts)
+    return sentence.append(visible(result.target.text.strip()), "bold")
 
 
-def _rows(result: Attribution) -> list[str]:
-    """A line a word: its name, a bar and its value."""
+def _word_rows(result: Attribution) -> list[str]:
+    """A word, a bar and its value to a line."""
     reach, names = reach_of([result]), units(result.case)
-    shown = [row for row, unit in enumerate(names) if unit.is_word or np.isfinite(result.word_scores[row])]
-    wide = max(min(cell_len(visible(names[row].text)), NAME) for row in shown)
+    rows = shown_rows(result)
+    words = _fitted(names[row].text for row in rows)
+    bars = [bar(result.word_scores[row], reach, BAR) for row in rows]
     return [
-        f"  {_fitted(visible(names[row].text), wide)}  "
-        f"{bar(result.word_scores[row], reach, BAR):{BAR}}  {value_of(result, row)}"
-        for row in shown
+        f"  {word}  {drawn:{BAR}}  {value_of(result, row)}" for word, drawn, row in zip(words, bars, rows, strict=True)
     ]
 
 
-def _fitted(text: str, width: int) -> str:
-    """A text of exactly so many cells."""
+def _pair_rows(pair: Comparison, reach: float) -> list[str]:
+    """A word, both scores, a bar of their difference and its value to a line."""
+    found, width = pair.words, max(9, *map(cell_len, map(visible, pair.labels)))
+    heads = "  ".join(f"{visible(label):>{width}}" for label in pair.labels)
+    words = _fitted(["", *found["word"]])
+    rows = [f"  {words[0]}  {heads}  difference ({pair.base.unit})"]
+    for word, row in zip(words[1:], found.itertuples(index=False, name=None), strict=True):
+        _, base, other, change, floor = row
+        told = bar(change, reach, BAR) if abs(change) > floor else "within the error"
+        rows.append(f"  {word}  {base:>+{width}.3g}  {other:>+{width}.3g}  {change:+9.3g}  {told}")
+    return rows
+
+
+def _fitted(texts: Iterable[str]) -> list[str]:
+    """Texts in cells of one width, that of the longest but at most NAME."""
+    shown = [visible(text) for text in texts]
+    width = max(min(cell_len(text), NAME) for text in shown)
+    return [_cut(text, width) for text in shown]
+
+
+def _cut(text: str, width: int) -> str:
     if cell_len(text) > width:
         while cell_len(text) > width - 1:
             text = text[:-1]

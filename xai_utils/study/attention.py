@@ -120,7 +120,7 @@ def change_of_heads(change: pd.DataFrame) -> pd.DataFrame:
 def words_of(book: Explainer, label: str, entry: TextEntry) -> WordAttention:
     """Attention between the words of one of the study's texts, or of a rewording put in its place."""
     model = book.models[label]
-    return word_attention(model, prepare(model, entry, book.study))
+    return word_attention(model, prepare(model, entry, book.study, book.study.name))
 
 
 def _changed(book: Explainer, base: str, other: str, entry: TextEntry) -> pd.DataFrame:

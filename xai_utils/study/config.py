@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, Strict, ValidationError, model_validator
+from pydantic import BaseModel, Field, Strict, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from xai_utils.errors import UserError, nearest, shown
-from xai_utils.fields import Count, Entry, FileName, Flag, Positive, Text
+from xai_utils.fields import Count, FileName, Flag, Positive, Text, kind_of, place_of, said
 from xai_utils.files import ROOT, locate
 from xai_utils.models.entry import ModelEntry
-from xai_utils.text.entry import TargetKind, TextEntry
+from xai_utils.text.entry import Reading, TargetKind, TextEntry
 
 PUBLISHED = ROOT / "studies" / "default.yaml"
 
@@ -26,14 +26,13 @@ Baseline = Literal["mean", "zero", "eos", "space", "sampled"]
 Absence = Literal["dropped", "hidden", "mean", "sampled", "eos", "space", "zero"]
 
 
-class Study(Entry):
+class Study(Reading):
     """A whole study, every key optional but `models` and `texts`; `name` is the stem of its file."""
 
     name: FileName
     published: bool = False  # set by load_study for studies/default.yaml, whose results are committed
     models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)]
     texts: Annotated[tuple[TextEntry, ...], Field(min_length=1)]
-    prefix: Literal["document_start", "none"] = "document_start"
     target: TargetKind = "logprob"
     absences: Annotated[tuple[Absence, ...], Field(min_length=1)] = ("dropped", "mean", "sampled", "eos")  # the panel
     baseline: Baseline = "zero"  # where a path starts
@@ -42,8 +41,6 @@ class Study(Entry):
     keep_sink: Flag = True
     tolerance: Positive = 0.01  # of |F(x) - F(baseline)|
     budget: Count = 1000  # gradient evaluations a case and method
-    max_tokens: Count = 128
-    normalisation: Literal["NFC", "NFKC", "none"] = "NFC"
     methods: Annotated[tuple[Text, ...], Field(min_length=1)] = ("integrated_gradients", "ablation", "sensitivity")
     continuation: Count = 4  # tokens of the model's own continuation that are explained, on the shortest text
     steps: Count = 50  # nodes of the original's fixed-step integrated gradients
@@ -64,6 +61,18 @@ class Study(Entry):
                     f"texts[{index}].contrast: missing; the target 'contrast' needs it in text {text.id!r}"
                 )
         return self
+
+
+def setting(name: str, value: object) -> Any:
+    """A method's setting as a study would read it. Raises UserError where a study would refuse it."""
+    field = Study.model_fields.get(name)
+    if field is None:
+        return value
+    try:
+        kind: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
+        return kind.validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{name}: {said(error.errors()[0]).removeprefix(': ')}") from None
 
 
 def _distinct(key: str, field: str, names: list[str]) -> None:
@@ -113,7 +122,7 @@ def load_study(path: str | Path) -> Study:
         raise UserError(f"{path}: no such study file; {nearest(str(path), known) if known else 'write one'}")
     content = _read_yaml(file, str(path))
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected the keys models and texts at the top, got {_kind(content)}")
+        raise UserError(f"{path}: expected the keys models and texts at the top, got {kind_of(content)}")
     published = file.resolve() == PUBLISHED
     if file.stem == PUBLISHED.stem and not published:
         raise UserError(f"{path}: the name {file.stem!r} is the published study's; give this file another name")
@@ -154,45 +163,12 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 def _message(problem: ErrorDetails) -> str:
     """One pydantic problem as `key path: what is wrong; what was expected`."""
-    location, kind, value = problem["loc"], problem["type"], problem.get("input")
-    where = re.sub(r"^\.", "", "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location))
+    location, kind = problem["loc"], problem["type"]
     if kind == "extra_forbidden":
         owners: dict[str, type[BaseModel]] = {"models": ModelEntry, "texts": TextEntry}
         owner = owners.get(str(location[0]), Study) if len(location) > 1 else Study
-        return f"{where}: unknown key; {nearest(str(location[-1]), _keys(owner))}"
+        return f"{place_of(problem)}: unknown key; {nearest(str(location[-1]), _keys(owner))}"
     if kind == "missing":
-        return f"{where}: missing; every study needs models and texts, a model label and model, a text id and text"
-    if kind == "value_error":
-        wrong = f"{shown(value)}: " if isinstance(value, str) else ""
-        return f"{where}: {wrong}{problem['ctx']['error']}" if where else str(problem["ctx"]["error"])
-    if kind == "literal_error":
-        return f"{where}: expected {problem['ctx']['expected']}, got {shown(value)}"
-    if kind == "string_type":
-        return f"{where}: expected text, got {_kind(value)}" + ("" if value is None else "; put it in quotes")
-    expected = {
-        "bool_type": "true or false",
-        "int_type": "a whole number",
-        "float_type": "a number",
-        "tuple_type": "a list",
-        "model_type": "a mapping of keys",
-        "model_attributes_type": "a mapping of keys",
-    }
-    if kind in expected:
-        return f"{where}: expected {expected[kind]}, got {_kind(value)}"
-    if kind == "too_short":
-        return f"{where}: the list is empty; give at least one"
-    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {shown(value)}"
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "nothing"
-    names = {
-        bool: "a truth value",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "a mapping",
-    }
-    return f"{names.get(type(value), 'a ' + type(value).__name__)} ({shown(value)})"
+        needs = "every study needs models and texts, a model label and model, a text id and text"
+        return f"{place_of(problem)}: missing; {needs}"
+    return said(problem)

@@ -21,7 +21,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from xai_utils.attribution import integrated_gradients
-from xai_utils.attribution.absence import shared_mean
+from xai_utils.attribution.absence import with_common_mean
 from xai_utils.attribution.continuation import greedy, unrolled
 from xai_utils.attribution.methods import method_named
 from xai_utils.attribution.result import Attribution
@@ -53,12 +53,7 @@ class Explainer:
     @functools.cached_property
     def models(self) -> dict[str, LoadedModel]:
         """The study's models by label, with the mean embedding that those of one width have in common."""
-        loaded = [load(entry) for entry in self.study.models]
-        widths = {model.embedding.shape[1] for model in loaded}
-        common = {
-            width: shared_mean([model for model in loaded if model.embedding.shape[1] == width]) for width in widths
-        }
-        return {model.label: dataclasses.replace(model, reference=common[model.embedding.shape[1]]) for model in loaded}
+        return {model.label: model for model in with_common_mean([load(entry) for entry in self.study.models])}
 
     def methods(self, family: str) -> list[str]:
         """The study's methods of one family (gradients, attention, influence)."""
@@ -78,7 +73,7 @@ class Explainer:
 
     @functools.lru_cache(CASES)  # noqa: B019 - an Explainer lives as long as its notebook
     def case(self, label: str, text: str) -> Case:
-        return prepare(self.models[label], self._entry(text), self.study)
+        return prepare(self.models[label], self._entry(text), self.study, self.study.name)
 
     @functools.lru_cache(TARGETS)  # noqa: B019
     def target(self, label: str, text: str, kind: str | None = None) -> Target:

@@ -15,8 +15,7 @@ import numpy as np
 from uniseg.wordbreak import words as unicode_words
 
 from xai_utils.errors import UserError
-from xai_utils.study.config import Study
-from xai_utils.text.entry import TextEntry
+from xai_utils.text.entry import Reading, TextEntry
 
 if TYPE_CHECKING:
     from xai_utils.models.loading import LoadedModel
@@ -61,7 +60,7 @@ class Unit:
 class Case:
     """One text of a study under one model, tokenised.
 
-    `cut` counts the tokens lost to truncation, `padding` those missing to the study's `max_tokens`.
+    `cut` counts the tokens lost to truncation, `padding` those missing to `max_tokens`.
     """
 
     study: str
@@ -98,8 +97,10 @@ def visible(text: str) -> str:
 
     >>> visible("a\n\u202eb")
     'a⏎‹U+202E›b'
+    >>> visible("  ")
+    '␣␣'
     """
-    shown = text.translate(VISIBLE)
+    shown = text.translate(VISIBLE) if text.strip(" ") else "␣" * len(text)
     return "".join(c if c.isprintable() or c in JOINERS else f"‹U+{ord(c):04X}›" for c in shown)
 
 
@@ -211,16 +212,16 @@ def pad(case: Case, length: int, pad_id: int) -> tuple[list[int], list[int]]:
     return case.ids + [pad_id] * missing, [1] * len(case.tokens) + [0] * missing
 
 
-def prepare(model: LoadedModel, entry: TextEntry, study: Study) -> Case:
-    """Tokenise one text for one model: prefix or chat template, truncation to `study.max_tokens`, answer apart.
+def prepare(model: LoadedModel, entry: TextEntry, reading: Reading, study: str = "") -> Case:
+    """Tokenise one text for one model: prefix or chat template, truncation to `max_tokens`, answer apart.
 
     Raises UserError where the text does not fit the model's positions or an answer cannot be written in its vocabulary.
     """
-    text = normalise(entry.text, study.normalisation)
-    ids, spans = _chat(model.tokenizer, text) if entry.chat else _plain(model, text, study.prefix)
-    cut = max(len(ids) - study.max_tokens, 0)
+    text = normalise(entry.text, reading.normalisation)
+    ids, spans = _chat(model.tokenizer, text) if entry.chat else _plain(model, text, reading.prefix)
+    cut = max(len(ids) - reading.max_tokens, 0)
     if cut:
-        ids, spans = ids[: study.max_tokens], spans[: study.max_tokens]
+        ids, spans = ids[: reading.max_tokens], spans[: reading.max_tokens]
     names = [token_name(model, i) for i in ids]
     labels = _labels(text, spans, names)
     tokens = tuple(
@@ -229,7 +230,7 @@ def prepare(model: LoadedModel, entry: TextEntry, study: Study) -> Case:
     )
     reach = max((span[1] for span in spans if span), default=0) if cut else len(text)
     case = Case(
-        study=study.name,
+        study=study,
         text_id=entry.id,
         model=model.label,
         role=model.role,
@@ -241,7 +242,7 @@ def prepare(model: LoadedModel, entry: TextEntry, study: Study) -> Case:
         answer_ids=continuation_ids(model.tokenizer, ids, entry.answer, entry.chat, f"text '{entry.id}', answer"),
         contrast_ids=continuation_ids(model.tokenizer, ids, entry.contrast, entry.chat, f"text '{entry.id}', contrast"),
         cut=cut,
-        padding=max(study.max_tokens - len(ids), 0),
+        padding=max(reading.max_tokens - len(ids), 0),
         language=entry.language,
         group=entry.group,
     )

@@ -1,0 +1,71 @@
+"""One answer under two models: both explanations on one scale, and what differs word by word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from xai_utils.attribution.result import Attribution
+from xai_utils.attribution.tables import frame, word_rows
+from xai_utils.display import Displayed
+from xai_utils.evaluation.statistics import ROUNDING, WIDTH
+from xai_utils.text.alignment import side_by_side
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Displayed):
+    """Two results of one method for one text and answer; it shows itself in a notebook and in a terminal."""
+
+    base: Attribution
+    other: Attribution
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        return self.base.case.model, self.other.case.model
+
+    @property
+    def words(self) -> pd.DataFrame:
+        """One row a word that both models read: word, one score a model by its label, difference, floor.
+
+        The difference is other minus base; below `floor`, 1.96 standard errors of both scores, it is noise. Raises
+        UserError where the two models explain different answers.
+        """
+        scores = pd.concat([frame(word_rows(result)) for result in (self.base, self.other)], ignore_index=True)
+        pairs = side_by_side(scores, *self.labels).sort_values("start")
+        errors = np.hypot(pairs["error_base"].fillna(0), pairs["error_other"].fillna(0))
+        return pd.DataFrame(
+            {
+                "word": pairs["word"],
+                self.labels[0]: pairs["score_base"],
+                self.labels[1]: pairs["score_other"],
+                "difference": pairs["score_other"] - pairs["score_base"],
+                "floor": np.maximum(WIDTH * errors, ROUNDING),
+            }
+        ).reset_index(drop=True)
+
+    def plot(self) -> Figure:
+        """Both sentences in colour, on one scale."""
+        from xai_utils.plots.sentence import sentences
+
+        return sentences([self.base, self.other])
+
+    def __repr__(self) -> str:
+        from xai_utils.plots.terminal import plain
+
+        return plain(self)
+
+    def _repr_html_(self) -> str:
+        from xai_utils.plots.html import comparison_html
+
+        return comparison_html(self)
+
+    def _png(self) -> bytes:
+        from xai_utils.plots.sentence import png
+
+        return png(self.plot())

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from xai_utils.attribution.absence import moved
-from xai_utils.attribution.masking import Presence, draw_error, evaluate, players
+from xai_utils.attribution.masking import Removal, draw_error, evaluate, players
 from xai_utils.attribution.result import Attribution, from_words
 from xai_utils.attribution.target import Objective, Target
 from xai_utils.errors import UserError
@@ -35,12 +35,12 @@ def ablation(
 
     The original's setting is `baseline="zero", keep_sink=False`. The error is that of the draws of a sampled baseline.
     """
-    presence = Presence(model, case, target, baseline, keep_sink, seed)
+    removal = Removal(model, case, target, baseline, keep_sink, seed)
     groups = _groups(case, keep_sink)
     removed = np.zeros((len(groups) + 1, len(case.tokens)), dtype=bool)
     for row, positions in enumerate(groups):
         removed[row, list(positions)] = True
-    values = presence.absent(removed)
+    values = removal.values(removed)
     scores = values[-1] - values[:-1]
     means, errors = scores.mean(-1), draw_error(scores)
     return _found("ablation", case, target, groups, means, errors, baseline=baseline, keep_sink=keep_sink)

@@ -1,6 +1,6 @@
 """Words as players that are present or absent: Shapley values, KernelSHAP, LIME and occlusion.
 
-All four ask F about versions of the prompt with some words at the baseline (presence.py) and sum those answers up in
+All four ask F about versions of the prompt with some words at the baseline (removal.py) and sum those answers up in
 different ways. Where the budget of forward passes covers every subset of the words, each is computed over all of them,
 without sampling error; else it samples until the standard error of every word is small, or the budget ends, and states
 the error. Shapley values are additive: they sum to F(x) - F(baseline), and a word's value is shared equally by its
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from xai_utils.attribution.masking import Presence, all_subsets, draw_error
+from xai_utils.attribution.masking import Removal, all_subsets, draw_error
 from xai_utils.attribution.result import FLOOR, Attribution, from_words
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
@@ -50,11 +50,11 @@ def shapley(
     is taken over pairs. Sampling stops where it is within `tolerance` of |F(x) - F(baseline)| for every word, or where
     `budget` forward passes are spent. Raises UserError when the budget is too small for two pairs.
     """
-    presence = Presence(model, case, target, baseline, keep_sink, seed)
-    count, draws = len(presence.players), len(presence.rows)
+    removal = Removal(model, case, target, baseline, keep_sink, seed)
+    count, draws = len(removal.players), len(removal._rows)
     if 2**count * draws <= budget:
-        scores = exact_shapley(presence.removing(all_subsets(count)))
-        return _found("shapley", presence, case, baseline, keep_sink, scores.mean(-1), draw_error(scores), True)
+        scores = exact_shapley(removal.without(all_subsets(count)))
+        return _found("shapley", removal, case, baseline, keep_sink, scores.mean(-1), draw_error(scores), True)
     _affords("shapley", budget, 4 * count * draws, case)
     generator = np.random.default_rng(seed)
     size = min(PAIRS, budget // (2 * count * draws))
@@ -66,14 +66,14 @@ def shapley(
         seen |= {mask.tobytes() for mask in masks.reshape(-1, count)}
         if pairs and len(seen) * draws > budget:
             break
-        gains = _marginals(presence, np.concatenate([orders, orders[:, ::-1]]), masks)
+        gains = _marginals(removal, np.concatenate([orders, orders[:, ::-1]]), masks)
         pairs += list((gains[:size] + gains[size:]) / 2)
         scores = np.array(pairs)
         spread = scores.mean(-1).std(0, ddof=1) / np.sqrt(len(scores))
-        if _small(spread, presence, tolerance):
+        if _small(spread, removal, tolerance):
             break
     scores, error = scores.mean(0), np.hypot(spread, draw_error(scores.mean(0)))
-    return _found("shapley", presence, case, baseline, keep_sink, scores.mean(-1), error, True)
+    return _found("shapley", removal, case, baseline, keep_sink, scores.mean(-1), error, True)
 
 
 def kernel_shap(
@@ -94,25 +94,25 @@ def kernel_shap(
     """
     import shap
 
-    presence = Presence(model, case, target, baseline, keep_sink, seed)
-    count, draws = len(presence.players), len(presence.rows)
+    removal = Removal(model, case, target, baseline, keep_sink, seed)
+    count, draws = len(removal.players), len(removal._rows)
     exact = 2**count * draws <= budget
     size = 2**count if exact else max(4 * count, 32)
     runs = 1 if exact else budget // (size * draws)
     if not exact:
         _affords("kernel_shap", budget, 2 * size * draws, case)
     found: list[np.ndarray] = []
-    explainer = shap.KernelExplainer(lambda present: presence.removing(present), np.zeros((1, count)))
+    explainer = shap.KernelExplainer(lambda present: removal.without(present), np.zeros((1, count)))
     for run in range(runs):
         with _numpy_seed(seed + run):
             scores = explainer.shap_values(np.ones(count), nsamples=size, l1_reg=0, silent=True, gc_collect=False)
         found.append(np.reshape(scores, (count, draws)))
         spread = _between(found)
-        if len(found) >= REPLICATES and _small(spread, presence, tolerance):
+        if len(found) >= REPLICATES and _small(spread, removal, tolerance):
             break
     scores = np.mean(found, axis=0)
     error = np.hypot(spread, draw_error(scores))
-    return _found("kernel_shap", presence, case, baseline, keep_sink, scores.mean(-1), error, True)
+    return _found("kernel_shap", removal, case, baseline, keep_sink, scores.mean(-1), error, True)
 
 
 def lime(
@@ -132,23 +132,23 @@ def lime(
     cosine distance d from the whole text; the scores are the coefficients of a ridge regression with penalty 1 for a
     sample of `budget`. The standard error is that of the sampling (sandwich estimator). Stops and raises as `shapley`.
     """
-    presence = Presence(model, case, target, baseline, keep_sink, seed)
-    count, draws = len(presence.players), len(presence.rows)
+    removal = Removal(model, case, target, baseline, keep_sink, seed)
+    count, draws = len(removal.players), len(removal._rows)
     if 2**count * draws <= budget:
         masks = all_subsets(count)
-        scores, _ = lime_fit(masks, presence.removing(masks), _lime_frequency(masks, budget // draws))
-        return _found("lime", presence, case, baseline, keep_sink, scores.mean(-1), draw_error(scores), False)
+        scores, _ = lime_fit(masks, removal.without(masks), _lime_frequency(masks, budget // draws))
+        return _found("lime", removal, case, baseline, keep_sink, scores.mean(-1), draw_error(scores), False)
     _affords("lime", budget, 4 * count * draws, case)
     generator = np.random.default_rng(seed)
     masks = np.ones((1, count), dtype=bool)
     while True:
         size = min(ROUND, budget // draws - len(masks))
         masks = np.concatenate([masks, np.array([_lime_draw(generator, count) for _ in range(size)])])
-        scores, spread = lime_fit(masks, presence.removing(masks), np.ones(len(masks)))
-        if len(masks) * draws + draws > budget or (len(masks) > 4 * count and _small(spread, presence, tolerance)):
+        scores, spread = lime_fit(masks, removal.without(masks), np.ones(len(masks)))
+        if len(masks) * draws + draws > budget or (len(masks) > 4 * count and _small(spread, removal, tolerance)):
             break
     error = np.hypot(spread, draw_error(scores))
-    return _found("lime", presence, case, baseline, keep_sink, scores.mean(-1), error, False)
+    return _found("lime", removal, case, baseline, keep_sink, scores.mean(-1), error, False)
 
 
 def occlusion(
@@ -170,19 +170,19 @@ def occlusion(
 
     if window < 1:
         raise UserError(f"window is {window}; expected at least 1, the number of words hidden at a time; use 2")
-    presence = Presence(model, case, target, baseline, keep_sink, seed)
-    present = torch.ones(1, len(presence.players), dtype=torch.float64)
-    shape = (min(window, len(presence.players)),)
+    removal = Removal(model, case, target, baseline, keep_sink, seed)
+    present = torch.ones(1, len(removal.players), dtype=torch.float64)
+    shape = (min(window, len(removal.players)),)
     scores = []
-    for draw in range(len(presence.rows)):
+    for draw in range(len(removal._rows)):
 
         def answer(rows: torch.Tensor, draw: int = draw) -> torch.Tensor:
-            return torch.from_numpy(presence.removing(rows.numpy() > 0)[:, draw])
+            return torch.from_numpy(removal.without(rows.numpy() > 0)[:, draw])
 
         hidden = Occlusion(answer)
         scores.append(hidden.attribute(present, shape, strides=1, baselines=0, perturbations_per_eval=64)[0].numpy())
     columns = np.stack(scores, axis=-1)
-    return _found("occlusion", presence, case, baseline, keep_sink, columns.mean(-1), draw_error(columns), False)
+    return _found("occlusion", removal, case, baseline, keep_sink, columns.mean(-1), draw_error(columns), False)
 
 
 def exact_shapley(values: Float[np.ndarray, "subset ..."]) -> Float[np.ndarray, "player ..."]:
@@ -241,9 +241,9 @@ def _lime_frequency(masks: Bool[np.ndarray, "row player"], sample: int) -> Float
     return np.array([1.0 if not size else (sample - 1) / (count * comb(count, size)) for size in absent.tolist()])
 
 
-def _marginals(presence: Presence, orders: np.ndarray, masks: np.ndarray) -> Float[np.ndarray, "order player draw"]:
+def _marginals(removal: Removal, orders: np.ndarray, masks: np.ndarray) -> Float[np.ndarray, "order player draw"]:
     """What each player adds when players come in by these orders."""
-    values = presence.removing(masks.reshape(-1, orders.shape[1])).reshape(*masks.shape[:2], -1)
+    values = removal.without(masks.reshape(-1, orders.shape[1])).reshape(*masks.shape[:2], -1)
     ranks = np.argsort(orders, axis=1)
     return np.take_along_axis(np.diff(values, axis=1), ranks[..., None], axis=1)
 
@@ -254,10 +254,10 @@ def _between(runs: list[np.ndarray]) -> Float[np.ndarray, " player"]:
     return means.std(0, ddof=1) / np.sqrt(len(means)) if len(means) > 1 else np.zeros(means.shape[1])
 
 
-def _small(error: Float[np.ndarray, " player"], presence: Presence, tolerance: float) -> bool:
+def _small(error: Float[np.ndarray, " player"], removal: Removal, tolerance: float) -> bool:
     """Whether every word's standard error is within the tolerance of |F(x) - F(baseline)|."""
-    count = len(presence.players)
-    ends = presence.removing(np.array([[True] * count, [False] * count])).mean(1)
+    count = len(removal.players)
+    ends = removal.without(np.array([[True] * count, [False] * count])).mean(1)
     return bool(error.max() <= tolerance * max(abs(ends[0] - ends[1]), FLOOR))
 
 
@@ -282,7 +282,7 @@ def _numpy_seed(seed: int) -> Iterator[None]:
 
 def _found(
     method: str,
-    presence: Presence,
+    removal: Removal,
     case: Case,
     baseline: str,
     keep_sink: bool,
@@ -290,6 +290,6 @@ def _found(
     errors: Float[np.ndarray, " player"],
     additive: bool,
 ) -> Attribution:
-    target, players = presence.objective.target, presence.players
+    target, players = removal.objective.target, removal.players
     settings = {"baseline": baseline, "keep_sink": keep_sink, "additive": additive}
     return from_words(method, case, target, players, scores, errors, **settings)  # type: ignore[arg-type]

@@ -70,11 +70,11 @@ class Measured:
 
 
 def measured(values: pd.DataFrame) -> list[Measured]:
-    """Cases from a table of `subset_values` with the columns text and model; those that no model can answer left out."""
+    """Cases from tables of `subset_values` with the columns text and model, without those that no model can answer."""
     cases = []
     for (text, model), part in values.groupby(KEYS, sort=False):
         means = part.groupby(["absence", "subset"], sort=False)["value"].mean()
-        arrays = {name: table.droplevel(0).sort_index().to_numpy() for name, table in means.groupby(level=0, sort=False)}
+        arrays = {str(name): table.sort_index().to_numpy() for name, table in means.groupby(level=0, sort=False)}
         cases.append(Measured(str(text), str(model), arrays))
     best = {text: max(c.probability for c in cases if c.text == text) for text in {c.text for c in cases}}
     return [case for case in cases if best[case.text] >= COMPETENT and words_of(next(iter(case.values.values()))) > 1]
@@ -108,9 +108,7 @@ def candidates(cases: Sequence[Measured], draws: Mapping[str, int], seed: int = 
     return pd.DataFrame(rows).sort_values("share", ascending=False, ignore_index=True)
 
 
-def _judge(
-    case: Measured, panel: tuple[str, ...], values: Mapping[str, np.ndarray], best: float
-) -> dict[str, str | float]:
+def _judge(case: Measured, panel: tuple[str, ...], values: Mapping[str, np.ndarray], best: float) -> dict[str, object]:
     stacked = np.stack([values[absence] for absence in panel])
     found = case.shares(stacked.mean(0))
     own = [found[absence] for absence in panel]

@@ -52,14 +52,14 @@ def _try(model: LoadedModel) -> Heeds:
     other[~seen] = rows[8:]
     padded = torch.arange(8, device=model.device) >= 3
     try:
-        holes = [_last(model, row, seen) for row in (plain, other)]
-        padding = [_last(model, plain, padded), _last(model, plain[3:], padded[3:])]
+        hidden, changed = (_last(model, row, seen) for row in (plain, other))
+        long, short = _last(model, plain, padded), _last(model, plain[3:], padded[3:])
     except (TypeError, ValueError, NotImplementedError, RuntimeError):
         return Heeds(False, False)
     whole = _last(model, plain, torch.ones_like(seen))
     tolerance = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()
-    moved = bool((holes[0] - whole).abs().max() > tolerance)  # a model that ignores the mask gives the same
-    return Heeds(moved and _close(*holes, tolerance), _close(*padding, tolerance))
+    moved = not _close(hidden, whole, tolerance)  # a model that ignores the mask gives the same
+    return Heeds(moved and _close(hidden, changed, tolerance), _close(long, short, tolerance))
 
 
 def _close(a: Tensor, b: Tensor, tolerance: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks import GOAL, TO_GOAL
 from xai_utils.attention import layers
-from xai_utils.attribution import integrated_gradients, perturbation, shapley
+from xai_utils.attribution import integrated_gradients, noise, perturbation, shapley
 from xai_utils.attribution.absence import baseline_rows
 from xai_utils.attribution.result import FLOOR
 from xai_utils.attribution.target import Objective, Target
@@ -150,7 +150,7 @@ def until_goal(peer: Callable[..., Found]) -> Peer:
 
 
 def our_ablation(model: LoadedModel, case: Case, target: Target) -> Found:
-    return Found(perturbation.ablation(model, case, target, baseline=BASELINE).scores[1:].tolist())
+    return Found(perturbation.ablation(model, case, target, absence=BASELINE).scores[1:].tolist())
 
 
 def _without(plain: Plain) -> list[Tensor]:
@@ -185,7 +185,7 @@ def draws(case: Case) -> int:
 
 
 def our_sensitivity(model: LoadedModel, case: Case, target: Target) -> Found:
-    found = perturbation.sensitivity(model, case, target, sigma=SIGMA, draws=draws(case), seed=SEED)
+    found = noise.sensitivity(model, case, target, sigma=SIGMA, draws=draws(case), seed=SEED)
     return Found(found.scores[1:].tolist())
 
 
@@ -209,7 +209,7 @@ def _noised(size: int | None) -> Peer:
 
 def our_shapley(model: LoadedModel, case: Case, target: Target) -> Found:
     budget = ORDERS * (len(case.ids) - 1)
-    found = shapley.shapley(model, case, target, baseline=BASELINE, tolerance=1e-9, budget=budget, seed=SEED)
+    found = shapley.shapley(model, case, target, absence=BASELINE, tolerance=1e-9, budget=budget, seed=SEED)
     return Found(found.scores[1:].tolist())
 
 

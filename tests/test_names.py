@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tests.tiny import tiny_loaded
-from xai_utils.attribution import perturbation
+from xai_utils.attribution import noise
 from xai_utils.study import attention, comparison, evidence, explainer
 from xai_utils.study.config import Study
 from xai_utils.study.explainer import Explainer
@@ -66,7 +66,7 @@ def everything(monkeypatch):
             "attention_groups": attention.grouped_heads(book, heads),
             "attention_rollout": attention.drifts(book),
             "attention_change": attention.joined([attention.changes(book, base, other) for other in others]),
-            "dose_response": book.cached_table(base, first, perturbation.dose_response, sigmas=[0.1], draws=4),
+            "dose_response": book.cached_table(base, first, noise.dose_response, sigmas=[0.1], draws=4),
             "continuations": book.continuations(first)["continuations"],
             "sanity": evidence.sanity_of(book, others[-1], "ablation"),
         }

@@ -6,14 +6,15 @@ import torch
 
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.absence import baseline_rows
-from xai_utils.attribution.perturbation import (
-    ablation,
+from xai_utils.attribution.masking import Removal
+from xai_utils.attribution.noise import (
     deviation_with_error,
     dose_response,
     embedding_rms,
     sensitivity,
     sensitivity_mean,
 )
+from xai_utils.attribution.perturbation import ablation, occlusion
 from xai_utils.attribution.target import Objective
 from xai_utils.errors import UserError
 from xai_utils.text.cases import units
@@ -39,11 +40,11 @@ def changed(model, case, target, positions, vectors):
         return objective(embeds[None]).item()
 
 
-@pytest.mark.parametrize(("baseline", "keep_sink"), [("mean", True), ("zero", False), ("sampled", True)])
-def test_ablation_equals_a_loop(explained, baseline, keep_sink):
+@pytest.mark.parametrize(("absence", "keep_sink"), [("mean", True), ("zero", False), ("sampled", True)])
+def test_ablation_equals_a_loop(explained, absence, keep_sink):
     model, case, target = explained
-    found = ablation(model, case, target, baseline=baseline, keep_sink=keep_sink)
-    rows, clean = baseline_rows(model, case, baseline, keep_sink), changed(*explained, [], [])
+    found = ablation(model, case, target, absence=absence, keep_sink=keep_sink)
+    rows, clean = baseline_rows(model, case, absence, keep_sink), changed(*explained, [], [])
     for position in range(len(case.tokens)):
         if keep_sink and position == 0:
             assert np.isnan(found.scores[0])
@@ -92,8 +93,8 @@ def test_sensitivity_equals_a_loop(explained):
 def test_the_original_moves_the_first_position_too():
     model = tiny_loaded()
     case, target = tiny_case(model, TEXT, prefix="none")
-    for method in (ablation, sensitivity):
-        found = method(model, case, target, keep_sink=False)
+    for method, settings in ((ablation, {"absence": "zero"}), (sensitivity, {})):
+        found = method(model, case, target, keep_sink=False, **settings)
         assert np.isfinite(found.scores).all() and np.isfinite(found.word_scores).all() and found.sink == "moved"
 
 
@@ -164,10 +165,10 @@ def test_settings_out_of_range(settings, message):
 def test_a_text_of_one_token_that_is_kept():
     model = tiny_loaded()
     case, target = tiny_case(model, "a", prefix="none", answer=None)
-    for method in (ablation, sensitivity):
+    for method, settings in ((ablation, {"absence": "mean"}), (sensitivity, {})):
         with pytest.raises(UserError, match="text 't'.*keep_sink: false"):
-            method(model, case, target)
-        assert np.isfinite(method(model, case, target, keep_sink=False).scores).all()
+            method(model, case, target, **settings)
+        assert np.isfinite(method(model, case, target, keep_sink=False, **settings).scores).all()
 
 
 def test_france_is_among_the_largest(smollm2):
@@ -175,3 +176,54 @@ def test_france_is_among_the_largest(smollm2):
     found = ablation(smollm2, case, target)
     order = np.argsort(-np.nan_to_num(found.scores, nan=-np.inf))
     assert " France" in [case.labels[position] for position in order[:2]]
+
+
+@pytest.fixture(scope="module")
+def eight():
+    model = tiny_loaded()
+    return model, *tiny_case(model, "The capital of France is a garden.")
+
+
+@pytest.mark.parametrize("absence", ["mean", "sampled", "dropped"])
+def test_occlusion_is_the_mean_over_windows(eight, absence):
+    model, case, target = eight
+    removal = Removal(model, case, target, absence)
+    found = occlusion(model, case, target, absence=absence, window=3)
+    clean = removal.without(np.ones((1, 8)))[0]
+    drops = []
+    for start in range(6):
+        present = np.ones((1, 8))
+        present[0, start : start + 3] = 0
+        drops.append(clean - removal.without(present)[0])
+    for word in range(8):
+        covering = np.array([drops[start] for start in range(6) if start <= word < start + 3]).mean(0)
+        assert found.word_scores[word + 1] == pytest.approx(covering.mean(), abs=1e-5)
+        error = covering.std(ddof=1) / removal.draws**0.5 if absence == "sampled" else 0
+        assert found.word_errors[word + 1] == pytest.approx(error, abs=1e-5)
+
+
+def test_a_window_of_one_is_ablation(eight):
+    one, alone = occlusion(*eight, window=1), ablation(*eight)
+    assert one.word_scores[1:] == pytest.approx(alone.word_scores[1:], abs=1e-5)
+
+
+def test_a_window_below_one(eight):
+    with pytest.raises(UserError, match="window is 0"):
+        occlusion(*eight, window=0)
+
+
+@pytest.mark.parametrize("absence", ["dropped", "hidden"])
+def test_ablation_removes_one_token_or_word(absence):
+    """Against the prompt typed without the word, and against a mask; a token of a longer word goes alone too."""
+    model = tiny_loaded()
+    case, target = tiny_case(model, TEXT)
+    found = ablation(model, case, target, absence=absence)
+    removal = Removal(model, case, target, absence)
+    whole = removal.values(np.zeros((1, len(case.ids)), dtype=bool))[0, 0]
+    for position in range(1, len(case.ids)):
+        gone = np.arange(len(case.ids))[None] == position
+        assert found.scores[position] == pytest.approx(whole - removal.values(gone)[0, 0], abs=1e-5)
+    for index, unit in enumerate(units(case)):
+        gone = np.isin(np.arange(len(case.ids)), unit.tokens)[None]
+        if unit.is_word:
+            assert found.word_scores[index] == pytest.approx(whole - removal.values(gone)[0, 0], abs=1e-5)

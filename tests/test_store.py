@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.tiny import tiny_case, tiny_loaded
-from xai_utils.attribution import integrated_gradients, perturbation
+from xai_utils.attribution import integrated_gradients, noise, perturbation
 from xai_utils.attribution.methods import METHODS
 from xai_utils.errors import UserError
 from xai_utils.files import ROOT, write_text
@@ -89,7 +89,7 @@ def test_the_place_changes_with_all_that_a_result_depends_on_and_with_no_name(mo
         0: [dataclasses.replace(model, revision="another"), dataclasses.replace(model, reference=model.embedding[0])],
         1: [other_case],
         2: [other_target],
-        3: [perturbation.sensitivity],
+        3: [noise.sensitivity],
         4: [{}, {"seed": pd.DataFrame({"score": [1.0]})}, {"seed": pd.DataFrame({"score": [1.5]})}],
     }
     places = {kept.file([*asked[:at], new, *asked[at + 1 :]]) for at in changed for new in changed[at]}

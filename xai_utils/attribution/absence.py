@@ -1,4 +1,9 @@
-"""What "absent" means, named by meaning and never by token id, so that models with other vocabularies agree on it."""
+"""What "absent" means, named by meaning and never by token id, so that models with other vocabularies agree on it.
+
+Five absences put another embedding in a token's place; a path can start there (`BASELINES`). Two change what the model
+reads: `dropped` leaves tokens out, `hidden` keeps later positions from attending to them. All seven serve whatever
+removes words and reads F again (masking.py).
+"""
 
 from __future__ import annotations
 
@@ -13,13 +18,17 @@ from xai_utils.errors import UserError, nearest
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
-BASELINES = {
+ABSENCES = {
+    "dropped": "the tokens are not in the prompt; later positions move up",
+    "hidden": "no later position attends to the tokens; their own embedding is the mean",
     "mean": "mean of the embedding rows that all models of the study share",
-    "zero": "the zero vector",
+    "sampled": "random tokens of the vocabulary, averaged over draws",
     "eos": "the end-of-sequence token",
     "space": "a single space",
-    "sampled": "tokens drawn from the shared vocabulary, averaged over draws",
+    "zero": "the zero vector",
 }
+BASELINES = {name: ABSENCES[name] for name in ("mean", "sampled", "eos", "space", "zero")}
+PANEL = ("dropped", "mean", "sampled", "eos")
 
 
 def shared_mean(models: Sequence[LoadedModel]) -> Float[Tensor, " hidden"]:
@@ -96,4 +105,6 @@ def _absent(model: LoadedModel, name: str, length: int, seed: int, draws: int) -
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randint(min(len(model.tokenizer), len(table)), (draws, length), generator=generator)
         return model.embed(rows.to(table.device))
+    if name in ABSENCES:
+        raise UserError(f"absence '{name}' has no embedding, so no path starts there; expected {', '.join(BASELINES)}")
     raise UserError(f"unknown baseline {name!r}; {nearest(name, BASELINES)}")

@@ -1,4 +1,4 @@
-"""F on versions of a prompt in which some tokens are absent, that is, at a baseline: what all deletion methods ask for.
+"""F on versions of a prompt in which some tokens are absent: what all deletion methods ask for.
 
 Ablation, occlusion, Shapley values, LIME and the deletion curves of faithfulness put the same question, so values are
 remembered: methods that ask for the same version of one prompt share a pass. Nothing here computes a score.
@@ -15,11 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from xai_utils.attribution.absence import baseline_rows, moved
+from xai_utils.attribution.absence import ABSENCES, BASELINES, PANEL, baseline_rows, moved
 from xai_utils.attribution.target import KEPT, Objective, Target
+from xai_utils.errors import UserError, nearest
 from xai_utils.models.batching import ENOUGH
 from xai_utils.models.loading import LoadedModel
 from xai_utils.models.prefix import Prefix
+from xai_utils.models.visibility import heeds_mask
 from xai_utils.text.cases import Case, units
 
 Build = Callable[[Int[np.ndarray, " row"]], Float[Tensor, "row position hidden"]]
@@ -29,7 +31,7 @@ _values: WeakKeyDictionary[LoadedModel, dict[tuple, dict[bytes, np.ndarray]]] = 
 
 @dataclass(frozen=True)
 class Player:
-    """A unit of the word view that can be taken away: its index in `units(case)` and the positions that go with it.
+    """A unit of the word view that can be removed: its index in `units(case)` and the positions that go with it.
 
     A token that two words share goes as soon as one of them goes.
     """
@@ -55,31 +57,71 @@ def evaluate(
     since: Int[np.ndarray, " row"],
     build: Build,
     stems: tuple[Prefix, Int[np.ndarray, " row"]] | None = None,
+    seen: Bool[Tensor, "row position"] | None = None,
 ) -> tuple[Float[np.ndarray, " row"], Int[np.ndarray, " row"]]:
     """F and the model's own next token for perturbed prompts, which `build` makes for a chunk of row numbers at a time.
 
     `since` is the first position at which each of them may differ from the prompt, or from the stem that it shares with
-    other rows; what stands before it is computed once. Every perturbed prompt of this package passes through here, so
-    that memory is that of one chunk.
+    other rows; what stands before it is computed once. `seen` is False where later positions must not attend. Every
+    perturbed prompt of full length passes through here, so that memory is that of one chunk.
     """
-    values, own = np.empty(len(since)), np.empty(len(since), dtype=np.int64)
     if len(since) <= objective.batch or not objective.reuses_prefix:  # one whole pass is as cheap as can be
         since, stems = np.zeros_like(since), None
-    waiting = np.argsort(since, kind="stable")
+    waiting, done = np.argsort(since, kind="stable"), Outcomes()
     while len(waiting):
         first = int(since[waiting[0]])
         rows, waiting = np.split(waiting, [objective.room(first)])
         shared = (stems[0], torch.from_numpy(stems[1][rows])) if stems else None
-        value, token = objective.outcomes(build(rows)[:, first:], first, shared)
-        values[rows], own[rows] = value.double().cpu().numpy(), token.cpu().numpy()
-    return values, own
+        visible = None if seen is None else seen[rows][:, first:]
+        done.add(rows, objective.outcomes(build(rows)[:, first:], first, shared, visible))
+    return done.arrays()
 
 
-class Presence:
-    """F of one case and target as a function of which tokens are absent.
+def evaluate_shortened(
+    objective: Objective, removed: Bool[np.ndarray, "row position"], padded: bool
+) -> Float[np.ndarray, " row"]:
+    """F of prompts without their removed positions, [row]; later positions move up.
 
-    With the `sampled` baseline F is computed for each draw of it; the other baselines are one draw.
-    Raises UserError as `baseline_rows` does.
+    Rows of one batch are padded on the left to the longest, or, where the model does not take that, have one length.
+    """
+    size = removed.sum(1)
+    order = np.argsort(removed, axis=1, kind="stable")  # what stays comes first, in reading order
+    waiting, done = np.argsort(size, kind="stable"), Outcomes()
+    while len(waiting):
+        short = int(size[waiting[0]])  # of the longest row
+        alike = len(waiting) if padded else int((size[waiting] == short).sum())
+        rows, waiting = np.split(waiting, [min(objective.room(short), alike)])
+        length = removed.shape[1] - short
+        padding = (size[rows] - short)[:, None]
+        column = np.arange(length)[None] - padding  # of the row's own positions; negative where it is padded
+        kept = torch.from_numpy(np.take_along_axis(order[rows], np.maximum(column, 0), axis=1))
+        seen = torch.from_numpy(column >= 0).to(objective.inputs.device) if padding.any() else None
+        done.add(rows, objective.outcomes(objective.inputs[kept.to(objective.inputs.device)], seen=seen))
+    return done.arrays()[0]
+
+
+class Outcomes:
+    """Values and next tokens of rows in any order, brought to the host once."""
+
+    def __init__(self) -> None:
+        self._rows: list[np.ndarray] = []
+        self._found: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, rows: Int[np.ndarray, " row"], found: tuple[Tensor, Tensor]) -> None:
+        self._rows.append(rows)
+        self._found.append(found)
+
+    def arrays(self) -> tuple[Float[np.ndarray, " row"], Int[np.ndarray, " row"]]:
+        place = np.argsort(np.concatenate(self._rows))
+        value, token = (torch.cat(column).cpu().numpy()[place] for column in zip(*self._found, strict=True))
+        return value.astype(np.float64), token
+
+
+class Removal:
+    """F of one case and target as a function of which positions of the prompt are removed, under one absence.
+
+    With `sampled` F is computed for each draw of random tokens; the other absences have one draw. Raises UserError for
+    an absence that the model cannot do and for a prompt of which nothing can be removed.
     """
 
     def __init__(
@@ -87,34 +129,54 @@ class Presence:
         model: LoadedModel,
         case: Case,
         target: Target,
-        baseline: str = "mean",
+        absence: str = PANEL[0],
         keep_sink: bool = True,
         seed: int = 0,
     ):
+        _check(model, case, absence, keep_sink)
         self.objective = Objective(model, case, target)
-        self.rows = baseline_rows(model, case, baseline, keep_sink, seed)
+        self.absence = absence
         self.players = players(case, keep_sink)
-        key = (case, target, baseline, keep_sink, seed)
+        replacing = {"hidden": "mean", "dropped": "mean"}.get(absence, absence)
+        self._rows = baseline_rows(model, case, replacing, keep_sink, seed)
+        self.draws = len(self._rows)
+        key = (case, target, absence, keep_sink, seed)
         self._known = _values.setdefault(model, {}).setdefault(key, {})
 
-    def absent(self, removed: Bool[np.ndarray, "row position"]) -> Float[np.ndarray, "row draw"]:
-        """F with the marked positions at the baseline, one column a draw of the baseline."""
+    def values(self, removed: Bool[np.ndarray, "row position"]) -> Float[np.ndarray, "row draw"]:
+        """F without the marked positions, one column a draw. What was asked before is not computed again."""
         keys = [row.tobytes() for row in np.ascontiguousarray(removed, dtype=bool)]
         new = list({key: index for index, key in enumerate(keys) if key not in self._known}.values())
         if new:
-            draws = len(self.rows)
-            masks = torch.from_numpy(removed[new].astype(bool)).to(self.rows.device)
-
-            def build(rows: Int[np.ndarray, " row"]) -> Tensor:
-                mask = masks[rows // draws]
-                return torch.where(mask[..., None], self.rows[rows % draws], self.objective.inputs)
-
-            kinds = np.repeat(removed[new], draws, axis=0) * (1 + np.tile(np.arange(draws), len(new)))[:, None]
-            values = self._evaluate(kinds, build).reshape(len(new), draws)
+            values = self._compute(removed[new].astype(bool))
             self._known.update({keys[index]: value for index, value in zip(new, values, strict=True)})
         return np.array([self._known[key] for key in keys])
 
-    def _evaluate(self, kinds: Int[np.ndarray, "row position"], build: Build) -> Float[np.ndarray, " row"]:
+    def without(self, present: Bool[np.ndarray, "row player"], chosen: list[Player] | None = None) -> np.ndarray:
+        """F [row, draw] with the players that are not `present` removed; `chosen` are all players if not given."""
+        chosen = self.players if chosen is None else chosen
+        cover = np.zeros((len(chosen), len(self.objective.inputs)), dtype=bool)
+        for row, player in zip(cover, chosen, strict=True):
+            row[list(player.positions)] = True
+        return self.values((~np.asarray(present, dtype=bool)).astype(np.float32) @ cover.astype(np.float32) > 0)
+
+    def _compute(self, removed: Bool[np.ndarray, "row position"]) -> Float[np.ndarray, "row draw"]:
+        if self.absence == "dropped":
+            padded = heeds_mask(self.objective.model).padding
+            return evaluate_shortened(self.objective, removed, padded)[:, None]
+        masks = torch.from_numpy(removed).to(self._rows.device)
+
+        def build(rows: Int[np.ndarray, " row"]) -> Tensor:
+            mask = masks[rows // self.draws]
+            return torch.where(mask[..., None], self._rows[rows % self.draws], self.objective.inputs)
+
+        kinds = np.repeat(removed, self.draws, axis=0) * (1 + np.tile(np.arange(self.draws), len(removed)))[:, None]
+        seen = ~masks if self.absence == "hidden" else None
+        return self._evaluate(kinds, build, seen).reshape(len(removed), self.draws)
+
+    def _evaluate(
+        self, kinds: Int[np.ndarray, "row position"], build: Build, seen: Bool[Tensor, "row position"] | None
+    ) -> Float[np.ndarray, " row"]:
         """F of prompts, told apart at each position by a number that is 0 for the prompt's own embedding.
 
         Where many of them begin alike, each beginning is computed once; the cheaper way of sharing is taken.
@@ -125,17 +187,27 @@ class Presence:
         rows, positions = kinds.shape
         branched = len(first) * length + rows * (self.objective.length - length)
         if not self.objective.reuses_prefix or branched >= (self.objective.length - since).sum() + positions:
-            return evaluate(self.objective, since, build)[0]
-        prefix = Prefix(self.objective.model, build(first)[:, :length])
-        return evaluate(self.objective, np.full(rows, length), build, (prefix, stem.ravel()))[0]
+            return evaluate(self.objective, since, build, seen=seen)[0]
+        stems = build(first)[:, :length]
+        prefix = Prefix(self.objective.model, stems, None if seen is None else seen[first, :length])
+        return evaluate(self.objective, np.full(rows, length), build, (prefix, stem.ravel()), seen)[0]
 
-    def removing(self, present: Bool[np.ndarray, "row player"], chosen: list[Player] | None = None) -> np.ndarray:
-        """F [row, draw] with the players that are not `present` taken away; `chosen` are all players if not given."""
-        chosen = self.players if chosen is None else chosen
-        cover = np.zeros((len(chosen), self.rows.shape[1]), dtype=bool)
-        for row, player in zip(cover, chosen, strict=True):
-            row[list(player.positions)] = True
-        return self.absent((~np.asarray(present, dtype=bool)).astype(np.float32) @ cover.astype(np.float32) > 0)
+
+def _check(model: LoadedModel, case: Case, absence: str, keep_sink: bool) -> None:
+    if absence not in ABSENCES:
+        raise UserError(f"unknown absence {absence!r}; {nearest(absence, ABSENCES)}")
+    if absence in BASELINES:
+        return
+    if not keep_sink:
+        raise UserError(
+            f"absence '{absence}' needs a first position that stays; expected {', '.join(BASELINES)} "
+            "with keep_sink: false; choose one of these or keep the sink"
+        )
+    if absence == "hidden" and not heeds_mask(model).holes:
+        raise UserError(
+            f"model '{model.label}' ({type(model.model).__name__}) does not heed an attention mask with holes, so no "
+            "word can be hidden from it; leave 'hidden' out of the absences"
+        )
 
 
 def branching(kinds: Int[np.ndarray, "row position"], length: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from xai_utils.attribution import integrated_gradients, perturbation, relevance, rollout, shapley
+from xai_utils.attribution import integrated_gradients, lime, noise, perturbation, relevance, rollout, shapley
 from xai_utils.attribution.result import Attribution
 from xai_utils.errors import UserError, nearest
 
@@ -53,18 +53,18 @@ METHODS: dict[str, Method] = {
     "attn_lrp_norm": Method(
         relevance.attn_lrp_norm, "norm of that pass's gradient, without a sign", family="gradients"
     ),
-    "ablation": Method(perturbation.ablation, "change of the target with one token or word at the baseline"),
+    "panel_shapley": Method(shapley.panel_shapley, "Shapley values of words, mean and range over several absences"),
+    "shapley": Method(shapley.shapley, "Shapley values of words under one absence"),
+    "ablation": Method(perturbation.ablation, "change of the target without one token or word"),
     "zero_ablation": Method(
         perturbation.ablation,
         "ablation to the zero vector, as in the original",
-        {"baseline": "zero", "keep_sink": False},
+        {"absence": "zero", "keep_sink": False},
     ),
-    "occlusion": Method(shapley.occlusion, "change of the target with a window of words at the baseline"),
-    "sensitivity": Method(perturbation.sensitivity, "standard deviation of the target under noise on a token or word"),
-    "sensitivity_mean": Method(perturbation.sensitivity_mean, "mean absolute change of the target under that noise"),
-    "shapley": Method(shapley.shapley, "Shapley values of words, enumerated or sampled by orders"),
-    "kernel_shap": Method(shapley.kernel_shap, "Shapley values of words by regression on subsets"),
-    "lime": Method(shapley.lime, "local linear model over words"),
+    "occlusion": Method(perturbation.occlusion, "change of the target without a window of words"),
+    "lime": Method(lime.lime, "local linear model over words"),
+    "sensitivity": Method(noise.sensitivity, "standard deviation of the target under noise on a token or word"),
+    "sensitivity_mean": Method(noise.sensitivity_mean, "mean absolute change of the target under that noise"),
     "attention": Method(
         rollout.attention, "attention of the last position, mean over all layers and heads", family="attention"
     ),
@@ -80,11 +80,11 @@ def method_named(name: str) -> Method:
 
 
 PROPER = {
-    "kernel_shap": "KernelSHAP",
     "lime": "LIME",
     "cp_lrp": "CP-LRP",
     "attn_lrp": "AttnLRP",
     "attn_lrp_norm": "norm of AttnLRP's gradient",
+    "panel_shapley": "panel Shapley values",
     "shapley": "Shapley values",
     "first_to_last": "first to last (control)",
     "last_to_first": "last to first (control)",

@@ -1,199 +1,89 @@
-"""Embedding influence: what the target does when one token, or one whole word, is taken away or shaken.
+"""What the target loses when one token, one whole word or a window of words is removed.
 
-*Ablation* puts an embedding at the baseline and reads F(x) - F(ablated). *Sensitivity* adds Gaussian noise to it and
-reads how far F scatters (standard deviation) and how far it moves (mean absolute change), which are two quantities.
-Where a word is meant, the whole word is ablated or shaken: nothing here is additive, so pieces are not summed. Methods
-that take away several words at once are in sampling.py.
+*Ablation* removes one at a time, *occlusion* windows of neighbours. A removed word is absent as a whole: nothing here
+is additive, so pieces are not summed. All subsets of words are what shapley.py asks for; noise is in noise.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
-import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
-from xai_utils.attribution.absence import moved
-from xai_utils.attribution.masking import Presence, draw_error, evaluate, players
+from xai_utils.attribution.absence import PANEL, moved
+from xai_utils.attribution.masking import Removal, draw_error, players
 from xai_utils.attribution.result import Attribution, from_words
-from xai_utils.attribution.target import Objective, Target
+from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.text.cases import Case, units
+from xai_utils.text.cases import Case
 
-VERSION = 1  # raise it when results would come out different
+VERSION = 2  # raise it when results would come out different
 Positions = tuple[int, ...]
 
 
 def ablation(
-    model: LoadedModel, case: Case, target: Target, *, baseline: str = "mean", keep_sink: bool = True, seed: int = 0
+    model: LoadedModel,
+    case: Case,
+    target: Target,
+    *,
+    absence: str = PANEL[0],
+    keep_sink: bool = True,
+    seed: int = 0,
 ) -> Attribution:
-    """F(x) - F(x with one token, or one word, at the baseline); positive where its presence supports the target.
+    """F(x) - F(x without one token, or one word); positive where its presence supports the target.
 
-    The original's setting is `baseline="zero", keep_sink=False`. The error is that of the draws of a sampled baseline.
+    The original's setting is `absence="zero", keep_sink=False`. The error is that of the draws of `sampled`. Raises
+    UserError for an absence that the model cannot do and where nothing can be removed.
     """
-    presence = Presence(model, case, target, baseline, keep_sink, seed)
-    groups = _groups(case, keep_sink)
+    groups = groups_of(case, keep_sink)
+    removal = Removal(model, case, target, absence, keep_sink, seed)
     removed = np.zeros((len(groups) + 1, len(case.tokens)), dtype=bool)
     for row, positions in enumerate(groups):
         removed[row, list(positions)] = True
-    values = presence.absent(removed)
+    values = removal.values(removed)
     scores = values[-1] - values[:-1]
     means, errors = scores.mean(-1), draw_error(scores)
-    return _found("ablation", case, target, groups, means, errors, baseline=baseline, keep_sink=keep_sink)
+    return of_groups("ablation", case, target, groups, means, errors, baseline=absence, keep_sink=keep_sink)
 
 
-def sensitivity(
+def occlusion(
     model: LoadedModel,
     case: Case,
     target: Target,
     *,
-    sigma: float = 0.1,
-    relative: bool = False,
-    draws: int = 30,
+    absence: str = PANEL[0],
     keep_sink: bool = True,
+    window: int = 2,
     seed: int = 0,
 ) -> Attribution:
-    """Standard deviation of F under Gaussian noise on one token, or one word, with its standard error.
+    """Mean of F(x) - F(occluded) over the windows of neighbouring words that hold a word, by captum's `Occlusion`.
 
-    `sigma` is in embedding units, or with `relative` in units of the root mean square of the embedding matrix. The
-    original's setting is `sigma=0.1, draws=30, keep_sink=False`. Raises UserError for a sigma or draws out of range.
+    Neighbours that stand in for each other are found, which removing one word at a time (`ablation`, the same as a
+    window of 1) cannot. After Zeiler & Fergus (2014, arXiv 1311.2901). Raises UserError for a window below 1.
     """
-    groups = _groups(case, keep_sink)
-    noisy = _shaken(Objective(model, case, target), groups, _sigma(model, sigma, relative), draws, seed)
-    deviation, error = deviation_with_error(noisy.values)
-    return _found("sensitivity", case, target, groups, deviation, error, keep_sink=keep_sink)
+    from captum.attr import Occlusion
+
+    if window < 1:
+        raise UserError(f"window is {window}; expected at least 1, the number of words removed at a time; use 2")
+    removal = Removal(model, case, target, absence, keep_sink, seed)
+    present = torch.ones(1, len(removal.players), dtype=torch.float64)
+    shape = (min(window, len(removal.players)),)
+    scores = []
+    for draw in range(removal.draws):
+
+        def answer(rows: torch.Tensor, draw: int = draw) -> torch.Tensor:
+            return torch.from_numpy(removal.without(rows.numpy() > 0)[:, draw])
+
+        windows = Occlusion(answer)
+        scores.append(windows.attribute(present, shape, strides=1, baselines=0, perturbations_per_eval=64)[0].numpy())
+    columns = np.stack(scores, axis=-1)
+    means, errors = columns.mean(-1), draw_error(columns)
+    settings = {"baseline": absence, "keep_sink": keep_sink, "additive": False}
+    return from_words("occlusion", case, target, removal.players, means, errors, **settings)  # type: ignore[arg-type]
 
 
-def sensitivity_mean(
-    model: LoadedModel,
-    case: Case,
-    target: Target,
-    *,
-    sigma: float = 0.1,
-    relative: bool = False,
-    draws: int = 30,
-    keep_sink: bool = True,
-    seed: int = 0,
-) -> Attribution:
-    """Mean absolute change of F under the same noise as `sensitivity`, with its standard error."""
-    groups = _groups(case, keep_sink)
-    noisy = _shaken(Objective(model, case, target), groups, _sigma(model, sigma, relative), draws, seed)
-    change = np.abs(noisy.values - noisy.clean)
-    error = change.std(1, ddof=1) / np.sqrt(draws)
-    return _found("sensitivity_mean", case, target, groups, change.mean(1), error, keep_sink=keep_sink)
-
-
-def dose_response(
-    model: LoadedModel,
-    case: Case,
-    target: Target,
-    sigmas: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
-    *,
-    relative: bool = False,
-    draws: int = 30,
-    keep_sink: bool = True,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Response to noise of growing size, one row a sigma and unit of the word view.
-
-    Columns beside the keys: sigma (embedding units), relative_sigma (of the embeddings' root mean square), word, start,
-    end, deviation and mean_change with their standard errors, and keeps_prediction: the share of draws after which the
-    model's own next token is what it was. The draws of all sigmas are the same noise, scaled.
-    """
-    objective, rows = Objective(model, case, target), units(case)
-    chosen = players(case, keep_sink)
-    table = []
-    for given in sigmas:
-        sigma = _sigma(model, given, relative)
-        noisy = _shaken(objective, [player.positions for player in chosen], sigma, draws, seed)
-        deviation, deviation_error = deviation_with_error(noisy.values)
-        change = np.abs(noisy.values - noisy.clean)
-        for row, player in enumerate(chosen):
-            unit = rows[player.unit]
-            table.append(
-                case.keys()
-                | target.keys()
-                | {
-                    "unit": target.unit,
-                    "sigma": sigma,
-                    "relative_sigma": sigma / embedding_rms(model),
-                    "word": unit.text,
-                    "start": unit.start,
-                    "end": unit.end,
-                    "deviation": deviation[row],
-                    "deviation_error": deviation_error[row],
-                    "mean_change": change[row].mean(),
-                    "mean_change_error": change[row].std(ddof=1) / np.sqrt(draws),
-                    "keeps_prediction": noisy.kept[row].mean(),
-                }
-            )
-    return pd.DataFrame(table).astype({"start": "Int64", "end": "Int64"})
-
-
-def embedding_rms(model: LoadedModel) -> float:
-    """Root mean square over all entries of the embedding matrix."""
-    return float(model.embedding.detach().double().square().mean().sqrt())
-
-
-def deviation_with_error(values: Float[np.ndarray, "group draw"]) -> tuple[np.ndarray, np.ndarray]:
-    """Standard deviation over draws (n - 1 in the denominator) and its standard error by the delete-one jackknife.
-
-    >>> deviation, error = deviation_with_error(np.array([[1.0, 2.0, 4.0]]))
-    >>> deviation.round(4).tolist(), error.round(4).tolist()
-    ([1.5275], [0.8165])
-    """
-    count = values.shape[1]
-    left_out = np.stack([np.delete(values, draw, axis=1).std(1, ddof=1) for draw in range(count)], axis=1)
-    error = np.sqrt((count - 1) * left_out.var(1))
-    return values.std(1, ddof=1), error
-
-
-@dataclass(frozen=True)
-class _Noisy:
-    """Outcomes under noise."""
-
-    values: Float[np.ndarray, "group draw"]
-    kept: Bool[np.ndarray, "group draw"]  # whether the model's own next token is what it was
-    clean: float
-
-
-def _shaken(objective: Objective, groups: Sequence[Positions], sigma: float, draws: int, seed: int) -> _Noisy:
-    """F with noise on one group of positions at a time.
-
-    A position's noise depends on the seed and the position alone: not on the batch, on the group, or on the model.
-    """
-    if draws < 3:
-        raise UserError(f"draws is {draws}; expected at least 3, which a standard deviation with its error needs")
-    inputs = objective.inputs
-    noise = {
-        position: np.random.default_rng([seed, position]).standard_normal((draws, inputs.shape[1]), dtype=np.float32)
-        for position in {position for group in groups for position in group}
-    }
-
-    def build(rows: Int[np.ndarray, " row"]) -> torch.Tensor:
-        embeds = inputs.repeat(len(rows), 1, 1)
-        for place, row in enumerate(rows):
-            for position in groups[row // draws] if row < len(groups) * draws else ():
-                embeds[place, position] += sigma * torch.from_numpy(noise[position][row % draws]).to(inputs)
-        return embeds
-
-    since = np.append(np.repeat([min(group) for group in groups], draws), len(inputs) - 1)
-    values, own = evaluate(objective, since, build)
-    kept = (own[:-1] == own[-1]).reshape(len(groups), draws)
-    return _Noisy(values[:-1].reshape(len(groups), draws), kept, float(values[-1]))
-
-
-def _sigma(model: LoadedModel, sigma: float, relative: bool) -> float:
-    if not (sigma > 0 and np.isfinite(sigma)):
-        raise UserError(f"sigma is {sigma}; expected a positive number, the standard deviation of the noise; use 0.1")
-    return sigma * embedding_rms(model) if relative else sigma
-
-
-def _groups(case: Case, keep_sink: bool) -> list[Positions]:
+def groups_of(case: Case, keep_sink: bool) -> list[Positions]:
     """What is perturbed at a time: every free position, and every unit of several positions."""
     free = np.flatnonzero(moved(case, keep_sink).numpy())
     if not len(free):
@@ -205,7 +95,7 @@ def _groups(case: Case, keep_sink: bool) -> list[Positions]:
     return list(dict.fromkeys([(int(position),) for position in free] + whole))
 
 
-def _found(
+def of_groups(
     method: str,
     case: Case,
     target: Target,

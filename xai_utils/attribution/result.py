@@ -120,11 +120,8 @@ class Attribution(Displayed):
 
     @property
     def stands(self) -> Bool[np.ndarray, " unit"] | None:
-        """Whether a word has one sign over the panel, beyond its standard error; None for a method without a panel."""
-        if self.low is None or self.high is None:
-            return None
-        error = np.nan_to_num(self.word_errors)
-        return (self.low > error) | (self.high < -error)
+        """Whether a word has one sign over the panel, its sampling error included; None for a method without one."""
+        return None if self.low is None or self.high is None else (self.low > 0) | (self.high < 0)
 
     def keys(self) -> dict[str, str]:
         """The key columns of every table that these scores go into."""

@@ -124,7 +124,7 @@ class Objective:
         if mask is None and embeds.requires_grad and torch.is_grad_enabled():
             return _Differentiated.apply(embeds, self, since)
         self.forwards += len(embeds)
-        return self._outcomes(embeds, self._answers, mask, since)[0]
+        return self._outcomes(embeds, self._answers, since, seen=None if mask is None else mask.bool())[0]
 
     def unchanged(self, start: Float[Tensor, "position hidden"]) -> int:
         """How many positions a path from `start` leaves as they are before the first that moves, where a pass gains by
@@ -142,20 +142,24 @@ class Objective:
         """Whether `outcomes` may start behind the first position."""
         return self.target.kind != "sum_logits" and self.prefix.usable
 
-    def outcomes(self, embeds: Tensor, since: int = 0, stems: Stems | None = None) -> tuple[Tensor, Tensor]:
+    def outcomes(
+        self, embeds: Tensor, since: int = 0, stems: Stems | None = None, seen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """F [batch] and the model's own next token behind the prompt [batch], without gradients, in chunks.
 
         `embeds` [batch, position - since, hidden] stand for the positions from `since` on, behind the prompt's own, or
-        behind the `stems` of another prefix and which of them is each row's.
+        behind the `stems` of another prefix and which of them is each row's. `seen` [batch, position - since] is False
+        where later positions must not attend (visibility.py).
         """
         if since:
             (stems[0] if stems else self.prefix).prepare()
 
         @torch.no_grad()
         def part(rows: slice) -> tuple[Tensor, Tensor]:
-            if since == 0:
+            if since == 0 and seen is None:
                 return self._whole(self._outcomes, embeds[rows])
-            return self._outcomes(embeds[rows], self._answers, None, since, stems and (stems[0], stems[1][rows]))
+            own_stems = stems and (stems[0], stems[1][rows])
+            return self._outcomes(embeds[rows], self._answers, since, own_stems, None if seen is None else seen[rows])
 
         found = in_passes(part, embeds, self.room(since))
         self.forwards += len(embeds)
@@ -203,35 +207,39 @@ class Objective:
     def _differentiated(self, embeds: Tensor, answers: list[Answer], since: int = 0) -> tuple[Tensor, Tensor]:
         """Target [batch] and its gradient at `embeds`."""
         leaf = embeds.detach().requires_grad_(True)
-        value = self._outcomes(leaf, answers, None, since)[0]
+        value = self._outcomes(leaf, answers, since)[0]
         return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
     def _outcomes(
         self,
         embeds: Tensor,
         answers: list[Answer],
-        mask: Tensor | None = None,
         since: int = 0,
         stems: Stems | None = None,
+        seen: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Target [batch] and the token that the model itself would put behind the prompt [batch].
 
         What it reads beside its arguments must be the same for all cases of a model, target kind and shape.
         """
         if self.target.kind == "sum_logits":
-            logits = self.model.model(inputs_embeds=embeds, attention_mask=mask).logits
-            real = logits if mask is None else logits * mask[..., None]
+            logits = self.prefix.logits(embeds, 0, embeds.shape[1], seen=seen)
+            real = logits if seen is None else logits * seen[..., None]
             return real.sum((1, 2)), logits[:, -1].argmax(-1)
-        value, own = self._continuation(embeds, answers[0], since, stems)
+        value, own = self._continuation(embeds, answers[0], since, stems, seen)
         if self.target.kind == "contrast":
-            value = value - self._continuation(embeds, answers[1], since, stems)[0]
+            value = value - self._continuation(embeds, answers[1], since, stems, seen)[0]
         return value, own
 
-    def _continuation(self, embeds: Tensor, answer: Answer, since: int, stems: Stems | None) -> tuple[Tensor, Tensor]:
+    def _continuation(
+        self, embeds: Tensor, answer: Answer, since: int, stems: Stems | None, seen: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         ids, before_last = answer
         fixed = before_last.to(embeds.dtype).expand(len(embeds), -1, -1)
         prefix, stem = stems or (self.prefix, None)
-        logits = prefix.logits(torch.cat([embeds, fixed], 1), since, len(ids), stem)
+        if seen is not None:
+            seen = torch.cat([seen, seen.new_ones(len(seen), len(ids) - 1)], 1)
+        logits = prefix.logits(torch.cat([embeds, fixed], 1), since, len(ids), stem, seen)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         own = logits[:, 0].argmax(-1)
         if self.target.kind != "logit":

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from xai_utils.attribution.masking import Presence, all_subsets
+from xai_utils.attribution.masking import Removal, all_subsets
 from xai_utils.attribution.shapley import chains, exact_shapley
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
@@ -46,15 +46,15 @@ class Deletion:
     def __init__(
         self, model: LoadedModel, case: Case, target: Target, baseline: str = "mean", orders: int = 100, seed: int = 0
     ):
-        self._presence = Presence(model, case, target, baseline, keep_sink=True, seed=seed)
-        self.words = [player for player in self._presence.players if player.is_word]
+        self._removal = Removal(model, case, target, baseline, keep_sink=True, seed=seed)
+        self.words = [player for player in self._removal.players if player.is_word]
         self.exact = len(self.words) <= ENUMERATED
         if self.exact:  # their values are wanted in any case: ask for them in one go
             self._values(all_subsets(len(self.words)))
         self.random = self._random(orders, seed)
 
     def _values(self, present: Bool[np.ndarray, "row word"]) -> Float[np.ndarray, " row"]:
-        return self._presence.removing(present, self.words).mean(-1)
+        return self._removal.without(present, self.words).mean(-1)
 
     def shapley(self) -> Float[np.ndarray, " word"]:
         """Exact Shapley values of the words. Raises UserError where there are too many to enumerate."""

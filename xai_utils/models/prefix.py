@@ -13,12 +13,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from xai_utils.models.batching import positions
 from xai_utils.models.loading import LoadedModel
+from xai_utils.models.visibility import position_numbers
 
 AGREES = 1e-4  # of the largest logit: a whole pass and a continued one differ by rounding alone
 
@@ -26,10 +27,18 @@ _usable: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 class Prefix:
-    """Keys and values of one or several beginnings of a prompt, its stems, from which versions of it are continued."""
+    """Keys and values of one or several beginnings of a prompt, its stems, from which versions of it are continued.
 
-    def __init__(self, model: LoadedModel, stems: Float[Tensor, "stem position hidden"]):
-        self.loaded, self.model, self.stems = model, model.model, stems
+    `seen` is False where later positions must not attend; without it all do.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        stems: Float[Tensor, "stem position hidden"],
+        seen: Bool[Tensor, "stem position"] | None = None,
+    ):
+        self.loaded, self.model, self.stems, self.seen = model, model.model, stems, seen
         self._layers: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -62,9 +71,13 @@ class Prefix:
         """Keys and values of each layer, [stem, head, position, size], computed on the first call."""
         if not self._layers:
             chunks = []
-            for stems in self.stems.split(max(positions(self.loaded) // self.stems.shape[1], 1)):
-                cache = DynamicCache()
-                self.model(inputs_embeds=stems, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            size = max(positions(self.loaded) // self.stems.shape[1], 1)
+            for start in range(0, len(self.stems), size):
+                rows, cache = slice(start, start + size), DynamicCache()
+                masked = {} if self.seen is None else _masked(self.seen[rows])
+                self.model(
+                    inputs_embeds=self.stems[rows], past_key_values=cache, use_cache=True, logits_to_keep=1, **masked
+                )
                 layers: Any = cache.layers
                 chunks.append([(layer.keys, layer.values) for layer in layers])
             for parts in zip(*chunks, strict=True):
@@ -78,20 +91,36 @@ class Prefix:
         since: int,
         keep: int,
         stem: Int[Tensor, " batch"] | None = None,
+        seen: Bool[Tensor, "batch suffix"] | None = None,
     ) -> Float[Tensor, "batch keep vocabulary"]:
         """The last `keep` rows of logits of the first `since` positions of a stem followed by `embeds`.
 
-        `stem` says which one stands in front of each row, the first if it is not given. A gradient flows through
-        `embeds` alone.
+        `stem` says which one stands in front of each row, the first if it is not given; `seen` is False where later
+        positions must not attend to `embeds`. A gradient flows through `embeds` alone.
         """
         length = embeds.shape[1]
         # Positions by index: a slice would stay strided, and the head read its whole matrix once for each row.
         last = torch.arange(length - keep, length, device=embeds.device)
         if since == 0:
-            return self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=last).logits
+            masked = {} if seen is None else _masked(seen)
+            return self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=last, **masked).logits
         stem = torch.zeros(len(embeds), dtype=torch.long, device=embeds.device) if stem is None else stem
         past = DynamicCache()
         for layer, (keys, values) in enumerate(self.prepare()):
             index = stem.to(keys.device)
             past.update(keys[index, :, :since], values[index, :, :since], layer)
-        return self.model(inputs_embeds=embeds, past_key_values=past, use_cache=True, logits_to_keep=last).logits
+        masked = {} if seen is None else self._continued(stem, since, seen)
+        output = self.model(
+            inputs_embeds=embeds, past_key_values=past, use_cache=True, logits_to_keep=last, **masked
+        )
+        return output.logits
+
+    def _continued(self, stem: Tensor, since: int, seen: Tensor) -> dict[str, Tensor]:
+        """The attention mask over a stem and what follows, and the numbers of the positions that follow."""
+        fronts = seen.new_ones(len(self.stems), since) if self.seen is None else self.seen[:, :since]
+        masked = _masked(torch.cat([fronts[stem], seen], 1))
+        return masked | {"position_ids": masked["position_ids"][:, since:]}
+
+
+def _masked(seen: Bool[Tensor, "row position"]) -> dict[str, Tensor]:
+    return {"attention_mask": seen.long(), "position_ids": position_numbers(seen)}

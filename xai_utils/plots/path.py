@@ -151,7 +151,7 @@ def _draw_pieces(axes: Axes, view: PathView) -> None:
 
 def dose_response(table: pd.DataFrame, title: str = "", sigma: float | None = None) -> Figure:
     """Response to noise of growing size on one word: scatter of the target, and the share of draws whose predicted
-    next token stays. `table` is that of `perturbation.dose_response`, for one model and text; a line marks `sigma`.
+    next token stays. `table` is that of `noise.dose_response`, for one model and text; a line marks `sigma`.
     """
     marked = table.loc[np.isclose(table["sigma"], sigma), "relative_sigma"].head(1) if sigma else ()
     units = list(table[["word", "start"]].drop_duplicates().itertuples(index=False))

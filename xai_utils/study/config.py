@@ -49,6 +49,11 @@ class Study(Reading):
     seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = 0
     claims: Literal["original"] | None = None  # whose claims the report decides
 
+    @property
+    def absence(self) -> Absence:
+        """What methods of one absence take: the panel's first."""
+        return self.absences[0]
+
     @model_validator(mode="after")
     def _entries_fit(self) -> Self:
         _distinct("models", "label", [model.label for model in self.models])

@@ -212,9 +212,10 @@ def _fitted(controls: dict[str, ipy.DOMWidget]) -> dict[str, ipy.DOMWidget]:
 
     def fit(_: object = None) -> None:
         line = METHODS[controls["method"].value]
+        free = set(line.settings) - set(line.fixed)
         for name in ("baseline", "keep_sink", "sigma"):
             if name in controls:
-                controls[name].disabled = name not in line.settings or name in line.fixed
+                controls[name].disabled = not free & ({"baseline", "absence"} if name == "baseline" else {name})
 
     controls["method"].observe(fit, "value")
     fit()

@@ -89,7 +89,10 @@ def scores(
 
 
 def _accepted(method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Those settings that a method has; a baseline is the absence of a method that removes words."""
     line = method_named(method)
+    if "baseline" in settings:
+        settings = settings | {"absence": settings["baseline"]}
     return {name: value for name, value in settings.items() if name in line.settings and name not in line.fixed}
 
 

@@ -1,0 +1,149 @@
+"""Orders in which words are removed: the mean, the best and the worst of all of them, from the values of all subsets.
+
+An order of n words passes through n - 1 subsets between none and all: its first word, its first two, and so on. Both
+deletion measures average F over such a chain, so the best order is a longest path through the lattice of subsets and is
+found exactly by dynamic programming in n 2^n steps. A subset's number, read as bits, says which words are in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from xai_utils.attribution.masking import all_subsets
+from xai_utils.attribution.shapley import chains
+
+ROUNDING = 1e-4  # nats or logits: orders closer than this differ by rounding alone
+
+Values = Float[np.ndarray, " subset"]
+Order = Int[np.ndarray, " word"]
+Orders = Int[np.ndarray, "order word"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Mean F along the chain of the lowest, the average and the highest order: what a share is measured against.
+
+    Sufficiency is best where F stays high (the chain of an order), comprehensiveness where it falls low (the chain of
+    the reversed order); the average over all orders is the same for both.
+    """
+
+    low: float
+    mean: float
+    high: float
+
+    def share(self, kept: np.ndarray | float, left: np.ndarray | float) -> np.ndarray:
+        """0 for an average order, 1 for the best, both measures averaged (Normalised AOPC, arXiv 2408.08137).
+
+        `kept` is the mean F along an order's chain, `left` that along its reverse. nan where all orders are alike.
+
+        >>> float(Span(low=0.0, mean=1.0, high=3.0).share(kept=2.0, left=0.0))
+        0.75
+        """
+        if not (self.high - self.mean > ROUNDING and self.mean - self.low > ROUNDING):
+            return np.full(np.shape(kept), np.nan)
+        sufficiency = (np.asarray(kept) - self.mean) / (self.high - self.mean)
+        comprehensiveness = (self.mean - np.asarray(left)) / (self.mean - self.low)
+        return (sufficiency + comprehensiveness) / 2
+
+
+def words_of(values: Values) -> int:
+    return len(values).bit_length() - 1
+
+
+def span(values: Values) -> Span:
+    """Lowest, average and highest order, exact. nan for fewer than two words, where no subset lies between."""
+    count = words_of(values)
+    if count < 2:
+        return Span(np.nan, np.nan, np.nan)
+    sizes = all_subsets(count).sum(1)
+    mean = np.mean([values[sizes == size].mean() for size in range(1, count)])
+    low, high = (sign * best_order(sign * values)[0] / (count - 1) for sign in (-1, 1))
+    return Span(float(low), float(mean), float(high))
+
+
+def best_order(gains: Values) -> tuple[float, Order]:
+    """The order whose chain has the largest sum of gains, and that sum; none and all do not count.
+
+    >>> total, order = best_order(np.array([0.0, 5.0, 1.0, 9.0]))  # two words: either the first or the second is first
+    >>> float(total), order.tolist()
+    (5.0, [0, 1])
+    """
+    count = words_of(gains)
+    subsets = all_subsets(count)
+    sizes, numbers = subsets.sum(1), np.arange(2**count)
+    best, last = np.zeros(2**count), np.zeros(2**count, dtype=np.int64)
+    for size in range(1, count + 1):
+        here = numbers[sizes == size]
+        before = np.where(subsets[here], best[here[:, None] & ~(1 << np.arange(count))], -np.inf)
+        last[here] = before.argmax(1)
+        best[here] = before.max(1) + (gains[here] if size < count else 0)
+    order, left = [], 2**count - 1
+    while left:
+        order.append(int(last[left]))
+        left &= ~(1 << order[-1])
+    return float(best[-1]), np.array(order[::-1])
+
+
+def chain_numbers(orders: Orders) -> Int[np.ndarray, "order step"]:
+    """The subsets between none and all that each order passes through, by number.
+
+    >>> chain_numbers(np.array([[1, 0, 2]])).tolist()
+    [[2, 3]]
+    """
+    present = chains(orders)[:, 1:-1]
+    return present @ (1 << np.arange(orders.shape[1]))
+
+
+def along(values: Float[np.ndarray, " subset"], orders: Orders) -> Float[np.ndarray, " order"]:
+    """Mean value along each order's chain."""
+    return values[chain_numbers(orders)].mean(1)
+
+
+def shares(values: Values, orders: Orders, scale: Span | None = None) -> Float[np.ndarray, " order"]:
+    """Share of each order: 0 for an average one, 1 for the best; nan for fewer than two words."""
+    if words_of(values) < 2:
+        return np.full(len(orders), np.nan)
+    return (scale or span(values)).share(along(values, orders), along(values, orders[:, ::-1]))
+
+
+def ceiling(tables: list[Values]) -> tuple[float, Order]:
+    """The best mean share that a single order can have over several tables of values, and that order, exact.
+
+    A share is a sum over the subsets of an order's chain, so the mean of shares is one more sum. Tables on which all
+    orders are alike take no part; nan if none is left.
+    """
+    known = [(values, scale) for values in tables if not np.isnan((scale := span(values)).share(0.0, 0.0))]
+    if not known:
+        return np.nan, np.arange(words_of(tables[0]))
+    count = words_of(tables[0])
+    gains, constant = np.zeros(2**count), 0.0
+    for values, scale in known:
+        weights = 2 * len(known) * np.array([scale.high - scale.mean, scale.mean - scale.low])
+        gains += (values / weights[0] - values[::-1] / weights[1]) / (count - 1)
+        constant += scale.mean / weights[1] - scale.mean / weights[0]
+    total, order = best_order(gains)
+    return total + float(constant), order
+
+
+def by_score(scores: Float[np.ndarray, " word"]) -> Order:
+    """Words from the highest score to the lowest; ties in reading order, words without a score last."""
+    return np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")
+
+
+def some_orders(count: int, most: int, seed: int) -> Orders:
+    """All orders of `count` words where there are at most `most`, else that many random ones."""
+    from itertools import permutations
+    from math import factorial
+
+    if factorial(count) <= most:
+        return np.array(list(permutations(range(count)))).reshape(-1, count)
+    generator = np.random.default_rng(seed)
+    return np.array([generator.permutation(count) for _ in range(most)])
+
+
+def members(numbers: Int[np.ndarray, "*subset"], count: int) -> Bool[np.ndarray, "*subset word"]:
+    """Which words are in each subset."""
+    return (numbers[..., None] >> np.arange(count) & 1).astype(bool)

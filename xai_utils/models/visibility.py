@@ -1,0 +1,76 @@
+"""Positions that later ones cannot see: whether a model heeds an attention mask with holes, tried once on the model.
+
+`seen` [row, position] is True where later positions may attend. Positions keep their numbers; unseen positions at the
+very front are padding and are not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from xai_utils.models.loading import LoadedModel
+
+_tried: WeakKeyDictionary[PreTrainedModel, Heeds] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Heeds:
+    """What a trial found: are masked positions without influence, and may a prompt be padded on the left?"""
+
+    holes: bool
+    padding: bool
+
+
+def position_numbers(seen: Bool[Tensor, "row position"]) -> Int[Tensor, "row position"]:
+    """Position numbers of each row: counted from the first seen position, holes included.
+
+    >>> position_numbers(torch.tensor([[False, True, False, True], [True, True, True, True]])).tolist()
+    [[0, 0, 1, 2], [0, 1, 2, 3]]
+    """
+    padding = seen.int().argmax(1, keepdim=True)
+    return (torch.arange(seen.shape[1], device=seen.device) - padding).clamp(min=0)
+
+
+def heeds_mask(model: LoadedModel) -> Heeds:
+    """Two short trials, remembered for each model."""
+    if model.model not in _tried:
+        _tried[model.model] = _try(model)
+    return _tried[model.model]
+
+
+@torch.no_grad()
+def _try(model: LoadedModel) -> Heeds:
+    rows = model.embedding[torch.linspace(0, len(model.embedding) - 1, 10, device=model.device).long()]
+    plain, other = rows[:8], rows[:8].clone()
+    seen = torch.tensor([True, True, False, True, True, False, True, True], device=model.device)
+    other[~seen] = rows[8:]
+    padded = torch.arange(8, device=model.device) >= 3
+    try:
+        hidden, changed = (_last(model, row, seen) for row in (plain, other))
+        long, short = _last(model, plain, padded), _last(model, plain[3:], padded[3:])
+    except (TypeError, ValueError, NotImplementedError, RuntimeError):
+        return Heeds(False, False)
+    whole = _last(model, plain, torch.ones_like(seen))
+    tolerance = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()
+    moved = not _close(hidden, whole, tolerance)  # a model that ignores the mask gives the same
+    return Heeds(moved and _close(hidden, changed, tolerance), _close(long, short, tolerance))
+
+
+def _close(a: Tensor, b: Tensor, tolerance: Tensor) -> bool:
+    return bool((a - b).abs().max() <= tolerance)
+
+
+def _last(
+    model: LoadedModel, embeds: Float[Tensor, "position hidden"], seen: Bool[Tensor, " position"]
+) -> Float[Tensor, " vocabulary"]:
+    numbers = position_numbers(seen[None])
+    mask = seen[None].long()
+    return model.model(
+        inputs_embeds=embeds[None], attention_mask=mask, position_ids=numbers, use_cache=False, logits_to_keep=1
+    ).logits[0, -1]

@@ -1,4 +1,4 @@
-"""Inside a kernel that several notebooks share: make it what a new one is, but for modules and models that are loaded."""
+"""Inside a kernel that several notebooks share: it becomes as a new one, but for the modules and models that it holds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ _first: dict[str, Any] = {}
 
 
 def renew() -> None:
-    """A namespace, a cell count, a folder, a path of imports, filters of warnings and figures as at a kernel's start."""
+    """Namespace, cell count, folder, path of imports, environment, warnings and figures as when a kernel starts."""
+    shell = get_ipython()
+    assert shell is not None
     if not _first:
         _first.update(path=list(sys.path), filters=list(warnings.filters), environment=dict(os.environ))
-    get_ipython().reset(new_session=True)
+    shell.reset(new_session=True)
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(_first["environment"])

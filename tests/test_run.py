@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from xai_utils.__main__ import app
 from xai_utils.attribution.methods import METHODS
 from xai_utils.errors import UserError
 from xai_utils.files import ROOT
-from xai_utils.study import execute as executing
-from xai_utils.study import results
+from xai_utils.study import kernel, results
 from xai_utils.study.config import load_study
 from xai_utils.study.execute import Job, execute
+from xai_utils.study.kernel import OwnKernel
+from xai_utils.study.progress import Line
 from xai_utils.study.run import locked, not_converged, parse_settings, plan, run, select, typed
 
 PARAMETERS = 'study = "studies/default.yaml"\ncode = "a"\nlayer = 0\nwidgets = False\nsigma = 0.1\nheads = [0, 1]'
@@ -183,22 +185,84 @@ def test_a_cell_that_takes_too_long(book, tmp_path):
 
 
 def test_a_kernel_that_finds_its_port_taken_is_started_again(book, tmp_path, monkeypatch):
-    real, calls = executing._papermill, []
+    real, calls = OwnKernel.start_kernel, []
 
-    def collide(*arguments):
+    async def collide(self, **options):
         calls.append(1)
         if len(calls) < 3:
             raise RuntimeError("Kernel died before replying to kernel_info")
-        return real(*arguments)
+        await real(self, **options)
 
-    monkeypatch.setattr(executing, "_papermill", collide)
-    monkeypatch.setattr(executing.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(OwnKernel, "start_kernel", collide)
+    monkeypatch.setattr(kernel.time, "sleep", lambda seconds: None)
     out = tmp_path / "out.ipynb"
     execute(Job(book("01_a", "print('up')"), out))
     assert texts(out) == "up\n" and len(calls) == 3
-    calls[:] = [1, 1]
-    monkeypatch.setattr(executing, "_papermill", lambda *a: (_ for _ in ()).throw(RuntimeError("Kernel died\nagain")))
+
+    async def die(self, **options):
+        raise RuntimeError("Kernel died\nagain")
+
+    monkeypatch.setattr(OwnKernel, "start_kernel", die)
     assert error_of(Job(book("01_a"), out)) == "01_a.ipynb: the kernel did not start (Kernel died again); try again"
+
+
+DIRTY = [
+    "import os, sys, warnings\nimport matplotlib.pyplot as plt\nprint('pid', os.getpid())",
+    "left = 1\nos.chdir('/')\nos.environ['LEFT'] = '1'\nsys.path.insert(0, 'left')\nwarnings.simplefilter('ignore')",
+    "plt.rcParams['figure.figsize'] = (1, 1)\nplt.gcf()\nfirst = plt.get_fignums()\nprint(first)",
+]
+CLEAN = [
+    "import os, sys, warnings\nimport matplotlib.pyplot as plt\nprint('pid', os.getpid())",
+    "print('left' in dir(), os.environ.get('LEFT'), 'left' in sys.path, os.getcwd() == ROOT)",
+    "warnings.warn('heard')",
+    "print(plt.get_fignums(), plt.rcParams['figure.figsize'], plt.get_backend())",
+]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_notebooks_of_a_run_share_a_process_and_nothing_else(book, notebooks, study, fresh):
+    given = f"ROOT = {str(ROOT)!r}\nstudy = ''"
+    book("01_a", *DIRTY, parameters=given)
+    book("02_b", *CLEAN, parameters=given)
+    jobs = run(study, fresh=fresh, notebooks=notebooks)
+    first, second = (texts(job.output) for job in jobs)
+    pids = [re.search(r"pid (\d+)", text)[1] for text in (first, second)]
+    assert (len(set(pids)) == 1) is not fresh
+    assert "False None False True" in second and "UserWarning: heard" in second
+    assert second.splitlines()[-1] == "[] [6.4, 4.8] module://matplotlib_inline.backend_inline"
+    code = [cell for cell in nbformat.read(jobs[1].output, as_version=4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pids[1]), 0)
+
+
+def test_what_a_kernel_says_of_its_progress_is_shown_and_not_kept(book, notebooks, study, capfd):
+    loop = (
+        "from xai_utils.study.progress import progress\nfor case in progress([('x', 'one'), ('x', 'two')], 'working'):"
+    )
+    book("01_a", f"{loop}\n    import time; time.sleep(0.3)", "print(1)")
+    said = []
+    (job,) = run(study, notebooks=notebooks)
+    execute(job, line=Told(said))
+    cells = [cell for cell in nbformat.read(job.output, as_version=4).cells if cell.cell_type == "code"]
+    assert not any(cell.outputs for cell in cells[:-1])
+    assert [(message.get("case"), message.get("done"), message.get("of")) for message in said] == [
+        ("x/one", 0, 2),
+        ("x/two", 1, 2),
+        (None, None, None),
+    ]
+    assert said[0]["left"] is None and 0.3 <= said[1]["left"] < 3
+
+
+class Told(Line):
+    """A line that keeps what it is told."""
+
+    def __init__(self, said):
+        super().__init__(1, Path("nowhere"))
+        self.said = said
+
+    def told(self, message):
+        self.said.append(message)
 
 
 def test_a_misspelt_parameter_lists_the_right_ones_before_anything_runs(book, notebooks, study, tmp_path):

@@ -23,6 +23,7 @@ StudyFile = Annotated[Path, typer.Option("--study", help="the study file")]
 PUBLISHED = Path("studies/default.yaml")
 Only = Annotated[list[str] | None, typer.Option("--only", help="a notebook by number, as 02; may be given again")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value for a parameter of the notebooks")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="each notebook in a kernel of its own")]
 CellTime = Annotated[int, typer.Option("--timeout", min=1, help="seconds that one cell may take")]
 Scheduler = Annotated[str | None, typer.Option("--scheduler", help="address of a dask scheduler that gets the cases")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="so many processes of this machine get them")]
@@ -34,6 +35,7 @@ def run(
     only: Only = None,
     settings: Settings = None,
     timeout: CellTime = 3600,
+    fresh: Fresh = False,
     scheduler: Scheduler = None,
     workers: Workers = None,
 ) -> None:
@@ -44,7 +46,7 @@ def run(
 
     start = time.monotonic()
     with cluster.scheduler(scheduler, workers):
-        jobs = run_notebooks(study, only or (), settings or (), timeout)
+        jobs = run_notebooks(study, only or (), settings or (), timeout, fresh)
     for job in jobs:
         print(job.output)
     print(f"{len(jobs)} notebooks in {time.monotonic() - start:.0f} s", not_converged(load_study(study)), sep="; ")

@@ -17,7 +17,8 @@ from xai_utils.attention.words import WordAttention, attention_change, word_atte
 from xai_utils.attribution import rollout
 from xai_utils.attribution.target import Target
 from xai_utils.models.loading import LoadedModel
-from xai_utils.study.explainer import Explainer, progress
+from xai_utils.study.explainer import Explainer
+from xai_utils.study.progress import progress
 from xai_utils.text.cases import Case, prepare
 from xai_utils.text.entry import TextEntry
 

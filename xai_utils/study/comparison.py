@@ -12,8 +12,9 @@ from xai_utils.attribution.target import UNITS
 from xai_utils.evaluation.agreement import leaderboard, one_setting
 from xai_utils.evaluation.faithfulness import faithfulness
 from xai_utils.evaluation.statistics import differences
-from xai_utils.study.explainer import Explainer, progress
+from xai_utils.study.explainer import Explainer
 from xai_utils.study.jobs import Job
+from xai_utils.study.progress import progress
 from xai_utils.study.tables import IG, Measured
 
 TOP = 3

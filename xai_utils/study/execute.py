@@ -1,30 +1,31 @@
-"""One notebook on papermill: executed in a fresh kernel, replaced only when it succeeds, every failure told in one
-line.
+"""One notebook on papermill: executed in a kernel as fresh as a new one, replaced only when it succeeds, every failure
+told in one line.
 
-papermill runs; what is here is what it leaves open: a limit on a cell's time, a kernel that died, and a copy fit to be
-committed.
+papermill runs; what is here is what it leaves open: a limit on a cell's time, a kernel that died, what the kernel says
+of its progress, and a copy fit to be committed.
 """
 
 import logging
-import os
 import re
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
-from weakref import WeakSet
+from typing import Any
 
 import nbformat
 import papermill
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
+import papermill.log
+import traitlets
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from xai_utils.errors import UserError
-from xai_utils.files import ROOT, write_text
+from xai_utils.files import write_text
+from xai_utils.study.kernel import OwnKernel
+from xai_utils.study.progress import MIME, Line
 from xai_utils.study.publishable import publishable
 
 CELL_SECONDS = 3600
@@ -49,46 +50,27 @@ class Job:
         return self.source.stem.split("_")[0]
 
 
-class OwnKernel(AsyncKernelManager):
-    """A kernel of the running interpreter, whatever kernels are installed beside it, in the repository's root."""
+def execute(job: Job, timeout: int = CELL_SECONDS, line: Line | None = None, kernel: OwnKernel | None = None) -> None:
+    """Execute one notebook and replace its output when all cells have succeeded.
 
-    started: ClassVar["WeakSet[OwnKernel]"] = WeakSet()
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
-        return KernelSpec(argv=argv, display_name="Python 3", language="python")
-
-    async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-        """Start it with figures inline, also where the caller's MPLBACKEND says otherwise."""
-        # The folder is given here, for papermill would change that of this process, which its threads share.
-        await super().start_kernel(**options | {"env": os.environ | KERNEL_ENVIRONMENT, "cwd": str(ROOT)})
-        self.started.add(self)
-
-    @classmethod
-    def end_all(cls) -> None:
-        """Kill the processes; the threads that wait for them then find their kernels dead."""
-        for process in [getattr(kernel.provisioner, "process", None) for kernel in cls.started]:
-            if process is not None:
-                process.kill()
-
-
-def execute(job: Job, timeout: int = CELL_SECONDS, bar: "tqdm[Any] | None" = None) -> None:
-    """Execute one notebook in a fresh kernel and replace its output when all cells have succeeded.
-
+    `kernel` is made fresh and left running; without one, the notebook has a process of its own.
     Raises UserError, naming notebook and cell: a cell fails or takes longer than `timeout` seconds, the kernel dies.
     """
-    progress = _Progress(job, bar)
+    own = kernel or OwnKernel()
+    try:
+        notebook = _executed(job, timeout, _Progress(job, line), own)
+    finally:
+        if kernel is None:
+            own.end()
+    publishable(notebook)
+    write_text(job.output, nbformat.writes(notebook) + "\n")
+
+
+def _executed(job: Job, timeout: int, progress: "_Progress", kernel: OwnKernel) -> nbformat.NotebookNode:
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it says is said once, below
     try:
-        for attempt in range(1, KERNEL_STARTS + 1):
-            try:
-                notebook = _papermill(job, timeout, progress)
-                break
-            except RuntimeError:
-                if progress.cells or attempt == KERNEL_STARTS:
-                    raise
-                time.sleep(attempt)
+        kernel.begin()
+        return _papermill(job, timeout, progress, kernel)
     except PapermillExecutionError as error:
         raise UserError(f"{progress.place}: {_told(error)}") from None
     except CellTimeoutError:
@@ -98,11 +80,35 @@ def execute(job: Job, timeout: int = CELL_SECONDS, bar: "tqdm[Any] | None" = Non
         raise UserError(f"{progress.place}: {reason}") from None
     except RuntimeError as error:
         raise UserError(f"{progress.place}: the kernel did not start ({_line(str(error))}); try again") from None
-    publishable(notebook)
-    write_text(job.output, nbformat.writes(notebook) + "\n")
 
 
-def _papermill(job: Job, timeout: int, progress: "_Progress") -> nbformat.NotebookNode:
+class _Client(PapermillNotebookClient):
+    """papermill's, which hands on what the kernel says of its progress instead of writing it into the notebook."""
+
+    on_progress = traitlets.Any()
+
+    def output(self, outs: list[Any], msg: dict[str, Any], display_id: str | None, cell_index: int) -> Any:
+        message = msg["content"].get("data", {}).get(MIME)
+        if message is None:
+            return super().output(outs, msg, display_id, cell_index)
+        self.on_progress(message)
+        return None
+
+
+class _Engine(NBClientEngine):
+    @classmethod
+    def execute_managed_notebook(
+        cls, nb_man: Any, kernel_name: str, execution_timeout: int = CELL_SECONDS, **options: Any
+    ) -> Any:
+        known = {name: value for name, value in options.items() if name in _Client.class_trait_names()}
+        client = _Client(nb_man, options["km"], timeout=execution_timeout, log=papermill.log.logger, **known)
+        return client.execute()
+
+
+papermill_engines.register("xai", _Engine)
+
+
+def _papermill(job: Job, timeout: int, progress: "_Progress", kernel: OwnKernel) -> nbformat.NotebookNode:
     return papermill.execute_notebook(
         str(job.source),
         None,  # nothing is written until all of it has succeeded
@@ -110,10 +116,11 @@ def _papermill(job: Job, timeout: int, progress: "_Progress") -> nbformat.Notebo
         kernel_name="python3",
         language="python",
         progress_bar=False,
+        engine_name="xai",
         execution_timeout=timeout,
-        kernel_manager_class=OwnKernel,
+        km=kernel,
         on_cell_execute=progress.start,
-        on_cell_executed=progress.done,
+        on_progress=progress.told,
         record_timing=False,
         store_widget_state=False,
         coalesce_streams=True,
@@ -123,15 +130,19 @@ def _papermill(job: Job, timeout: int, progress: "_Progress") -> nbformat.Notebo
 class _Progress:
     """Counts cells as a person reads them: code cells from 1, without the injected one."""
 
-    def __init__(self, job: Job, bar: "tqdm[Any] | None") -> None:
-        self.name, self.bar, self.cells = job.source.name, bar, 0
+    def __init__(self, job: Job, line: Line | None) -> None:
+        self.name, self.line, self.cells = job.source.name, line, 0
 
     def start(self, cell: nbformat.NotebookNode, **_: Any) -> None:
-        self.cells += not _injected(cell)
+        if _injected(cell):
+            return
+        self.cells += 1
+        if self.line is not None:
+            self.line.next_cell()
 
-    def done(self, cell: nbformat.NotebookNode, **_: Any) -> None:
-        if self.bar is not None and not _injected(cell):
-            self.bar.update()
+    def told(self, message: dict[str, Any]) -> None:
+        if self.line is not None:
+            self.line.told(message)
 
     @property
     def place(self) -> str:

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from xai_utils.study import results
 from xai_utils.study.cluster import computed
 from xai_utils.study.config import Study
 from xai_utils.study.jobs import Job, makers, reason
+from xai_utils.study.progress import progress
 from xai_utils.study.store import Result, Store
 from xai_utils.text.cases import Case, prepare
 from xai_utils.text.entry import TextEntry
@@ -245,11 +245,6 @@ class Explainer:
         """The original's fixed steps with their path, from the store where they are there."""
         walked = self._read(self.job(label, text, integrated_gradients.fixed_path, steps=self.study.steps))
         return dataclasses.replace(self.attribute(label, text, "fixed_steps"), path=walked.path)
-
-
-def progress(jobs: list[Any], what: str) -> Iterator[Any]:
-    """A progress bar for long work, silent in a headless run, whose runner shows its own."""
-    return iter(tqdm(jobs, desc=what, disable=bool(os.environ.get("XAI_HEADLESS")) or len(jobs) < 2))
 
 
 def complete(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ one study.
 
 import ast
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import Any
 import nbformat
 import papermill
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from xai_utils.errors import UserError, nearest
 from xai_utils.files import ROOT, locate
 from xai_utils.study import results
 from xai_utils.study.config import Study, load_study
-from xai_utils.study.execute import CELL_SECONDS, Job, OwnKernel, code_cells, execute
+from xai_utils.study.execute import CELL_SECONDS, Job, code_cells, execute
+from xai_utils.study.kernel import OwnKernel
+from xai_utils.study.progress import Line
 
 NOTEBOOKS = ROOT / "notebooks"
 SEQUENCE = ("01", "02", "03", "04", "05")
@@ -33,31 +33,33 @@ def run(
     only: Sequence[str] = (),
     settings: Sequence[str] = (),
     timeout: int = CELL_SECONDS,
+    fresh: bool = False,
     notebooks: Path = NOTEBOOKS,
 ) -> list[Job]:
     """Execute the notebooks 01 to 05, or those that `only` names by number, on a study.
 
-    `settings` are `key=value` for the notebooks' own parameters; `timeout` is in seconds a cell. The published study's
-    notebooks are replaced by their executed copies; another study's copies go to runs/<study>/notebooks/. Raises
-    UserError.
+    `settings` are `key=value` for the notebooks' own parameters; `timeout` is in seconds a cell; with `fresh` each
+    notebook has a kernel of its own, else they share one that is made fresh in between and keeps its models. The
+    published study's notebooks are replaced by their executed copies; another study's copies go to
+    runs/<study>/notebooks/. Raises UserError.
     """
     study = load_study(study_file)
     if "XAI_RUNS" in os.environ:  # for kernels, which work in another folder
         os.environ["XAI_RUNS"] = str(Path(os.environ["XAI_RUNS"]).resolve())
     jobs = plan(study, study_file, only, settings, notebooks)
-    with locked(study):
-        total = sum(len(code_cells(nbformat.read(job.source, as_version=4))) for job in jobs)
-        with tqdm(total=total, unit="cell", file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
-            _execute_all(jobs, timeout, bar)
+    with locked(study), Line(len(jobs), results.folders(study).figs) as line:
+        _execute_all(jobs, timeout, line, None if fresh else OwnKernel())
     return jobs
 
 
-def _execute_all(jobs: list[Job], timeout: int, bar: "tqdm[Any]") -> None:
+def _execute_all(jobs: list[Job], timeout: int, line: Line, kernel: OwnKernel | None) -> None:
     """One job after the other; the first that fails, or an interruption, ends the run and the kernel."""
     try:
-        for number, job in enumerate(jobs, 1):
-            bar.set_description(f"{job.source.stem} [{number}/{len(jobs)}]")
-            execute(job, timeout, bar)
+        for job in jobs:
+            line.notebook(job.source.stem, len(code_cells(nbformat.read(job.source, as_version=4))))
+            execute(job, timeout, line, kernel)
+        if kernel is not None:
+            kernel.end()
     except BaseException:
         OwnKernel.end_all()
         raise

@@ -1,0 +1,71 @@
+"""What the runner's line says, and when: on given times, without a kernel."""
+
+import os
+from collections import deque
+
+import pytest
+
+from xai_utils.study import progress
+from xai_utils.study.progress import Line
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets."""
+
+    class Clock:
+        now = 1000.0
+
+    monkeypatch.setattr(progress.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def test_the_time_left_is_what_similar_cases_took(clock):
+    """Cheap and dear cases in turn: 2 s and 10 s, told from the first pair on."""
+    items, seconds, left = [("cheap", "a"), ("dear", "a"), ("cheap", "b"), ("dear", "b")], {"cheap": 2, "dear": 10}, []
+    for kind, _ in progress._told(items, "explaining", lambda message: left.append(message.get("left"))):
+        clock.now += seconds[kind]
+    assert left == [None, 3 * 2, 12, 10, None]
+
+
+def test_only_recent_cases_count():
+    took = {"a": deque([9.0] * progress.RECENT, maxlen=progress.RECENT)}
+    took["a"].extend([1.0] * progress.RECENT)
+    assert progress.expected(["a"] * 3, took) == 3
+
+
+def test_the_line_changes_each_second_and_never_counts_below_nothing(clock, tmp_path):
+    line = Line(7, tmp_path)
+    line.notebook("02_integrated_gradients", 12)
+    line.next_cell()
+    clock.now += 5
+    assert line.text() == "02_integrated_gradients (1 of 7), cell 1 of 12, 5 s since the start"
+    line.told({"what": "explaining", "case": "base/planets", "done": 3, "of": 64, "left": 90.0})
+    before = line.text()
+    clock.now += 1
+    assert line.text() != before
+    assert "explaining 4 of 64: base/planets, 1 s, 1:29 min left, 6 s since the start" in line.text()
+    clock.now += 500
+    assert ", 0 s left, " in line.text()
+    line.told({})
+    assert "explaining" not in line.text()
+
+
+def test_the_first_figure_of_a_run_is_told_once(tmp_path, capsys):
+    (tmp_path / "old.png").touch()
+    os.utime(tmp_path / "old.png", (1, 1))
+    line = Line(1, tmp_path)
+    line.first_figure()
+    assert capsys.readouterr().err == ""
+    for name in ("new.png", "newer.png"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (line._begun + 65, line._begun + 65 + (name == "newer.png")))
+    line.first_figure()
+    line.first_figure()
+    assert capsys.readouterr().err == f"first figure after 1:05 min: {tmp_path / 'new.png'}\n"
+
+
+def test_a_log_gets_whole_lines(tmp_path, capsys):
+    with Line(2, tmp_path) as line:
+        line.notebook("01_preprocess", 3)
+    assert capsys.readouterr().err == "01_preprocess (1 of 2), cell 0 of 3, 0 s since the start\n"

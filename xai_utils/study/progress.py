@@ -1,0 +1,164 @@
+"""Progress through long work, in cases: a bar where a person works, a message to the runner where one runs notebooks.
+
+The time left is what similar cases took. The runner writes one line on the terminal (`Line`), which changes each
+second.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+MIME = "application/vnd.xai.progress+json"  # of the message to the runner, which no notebook keeps
+RECENT = 8  # cases of a kind whose mean time is that of the next
+TICK, LOGGED = 1.0, 30.0  # seconds between changes of the line: on a terminal, and in a log
+
+Item = TypeVar("Item")
+
+
+# ---- where the work is done
+
+
+def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
+    """The items one after the other, counted on a bar, or told to the runner of notebooks."""
+    if not os.environ.get("XAI_HEADLESS"):
+        return iter(tqdm(items, desc=what, disable=len(items) < 2))
+    return _told(items, what, _publish)
+
+
+def _told(
+    items: Sequence[Item],
+    what: str,
+    tell: Callable[[dict[str, Any]], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Item]:
+    took: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
+    for done, item in enumerate(items):
+        left = expected([_kind(other) for other in items[done:]], took)
+        tell({"what": what, "case": _name(item), "done": done, "of": len(items), "left": left})
+        start = time.monotonic()
+        yield item
+        took[_kind(item)].append(time.monotonic() - start)
+    tell({})
+
+
+def expected(kinds: Sequence[str], took: dict[str, deque[float]]) -> float | None:
+    """Seconds that cases of these kinds will take: the recent mean of each kind, or of all; None before any is done.
+
+    >>> expected(["a", "a", "b"], {"a": deque([1.0, 3.0])})
+    6.0
+    """
+    known = {kind: sum(times) / len(times) for kind, times in took.items() if times}
+    if not known:
+        return None
+    other = sum(known.values()) / len(known)
+    return sum(known.get(kind, other) for kind in kinds)
+
+
+def _name(item: Any) -> str:
+    return "/".join(map(str, item)) if isinstance(item, tuple) else str(getattr(item, "id", item))
+
+
+def _kind(item: Any) -> str:
+    return str(item[0]) if isinstance(item, tuple) else str(getattr(item, "name", ""))
+
+
+def _publish(message: dict[str, Any]) -> None:
+    from IPython.display import display
+
+    display({MIME: message}, raw=True)
+
+
+# ---- where it is shown
+
+
+class Line:
+    """One line on stderr on where a run is. `figs` is the folder whose first new figure is told."""
+
+    def __init__(self, notebooks: int, figs: Path):
+        self.notebooks, self.figs = notebooks, figs
+        self.number, self.name, self.cell, self.cells = 0, "", 0, 0
+        self.message: dict[str, Any] = {}
+        self._start = self._since = time.monotonic()
+        self._begun, self._figure = time.time(), False
+        self._over = threading.Event()
+        self._terminal = sys.stderr.isatty()
+        self._bar: tqdm[Any] = tqdm(bar_format="{desc}", file=sys.stderr, disable=not self._terminal, leave=False)
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> Line:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._bar.close()
+
+    def notebook(self, name: str, cells: int) -> None:
+        self.number, self.name, self.cell, self.cells, self.message = self.number + 1, name, 0, cells, {}
+        self.show()
+
+    def next_cell(self) -> None:
+        self.cell, self.message = self.cell + 1, {}
+
+    def told(self, message: dict[str, Any]) -> None:
+        """What the kernel says of its cases: `what`, `case`, `done`, `of`, `left`; nothing at the end of a loop."""
+        self.message, self._since = message, time.monotonic()
+
+    def text(self) -> str:
+        """The line.
+
+        A case that takes longer than expected leaves the others' time.
+        """
+        now = time.monotonic()
+        parts = [f"{self.name} ({self.number} of {self.notebooks})", f"cell {self.cell} of {self.cells}"]
+        if self.message:
+            said = self.message
+            parts.append(
+                f"{said['what']} {said['done'] + 1} of {said['of']}: {said['case']}, {now - self._since:.0f} s"
+            )
+            if said["left"] is not None:
+                parts.append(f"{clock(max(said['left'] - (now - self._since), 0))} left")
+        return ", ".join([*parts, f"{clock(now - self._start)} since the start"])
+
+    def show(self) -> None:
+        if self._terminal:
+            self._bar.set_description_str(self.text())
+        else:
+            print(self.text(), file=sys.stderr, flush=True)
+
+    def _tick(self) -> None:
+        while not self._over.wait(TICK if self._terminal else LOGGED):
+            self.first_figure()
+            self.show()
+
+    def first_figure(self) -> None:
+        """Print the path of the first figure that this run has written, once."""
+        if self._figure:
+            return
+        new = [path for path in self.figs.glob("*.png") if path.stat().st_mtime >= self._begun]
+        if new:
+            self._figure = True
+            first = min(new, key=lambda path: path.stat().st_mtime)
+            seconds = first.stat().st_mtime - self._begun
+            tqdm.write(f"first figure after {clock(seconds)}: {first}", file=sys.stderr)
+
+
+def clock(seconds: float) -> str:
+    """
+    >>> clock(5), clock(65), clock(3700)
+    ('5 s', '1:05 min', '1:02 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02} h"

@@ -110,9 +110,7 @@ class Prefix:
             index = stem.to(keys.device)
             past.update(keys[index, :, :since], values[index, :, :since], layer)
         masked = {} if seen is None else self._continued(stem, since, seen)
-        output = self.model(
-            inputs_embeds=embeds, past_key_values=past, use_cache=True, logits_to_keep=last, **masked
-        )
+        output = self.model(inputs_embeds=embeds, past_key_values=past, use_cache=True, logits_to_keep=last, **masked)
         return output.logits
 
     def _continued(self, stem: Tensor, since: int, seen: Tensor) -> dict[str, Tensor]:

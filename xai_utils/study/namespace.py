@@ -1,4 +1,4 @@
-"""Inside a kernel that several notebooks share: it becomes as a new one, but for the modules and models that it holds."""
+"""A fresh kernel without a new process: what a notebook left is removed before the next one runs, models are kept."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from xai_utils.study.config import ModelEntry
 
 BASE = first.BASE
 TWO_CORES = train.Recipe()  # at most an hour
-GPU = train.Recipe(steps=600, sequences=56, held=8, together=64, checkpoint_every=20)  # minutes, and 40 GB of memory
+GPU = train.Recipe(steps=400, sequences=56, held=8, together=64, checkpoint_every=20)  # minutes, and 40 GB of memory
 SHOWN = (*samples.HELP[:10:2], *samples.ELSEWHERE[:3])  # prompts
 
 

@@ -98,13 +98,13 @@ def tiny_model(architecture: str = "llama", seed: int = 0, attention: str = "sdp
 
 
 @cache
-def _trained() -> str:
+def _trained(size: int) -> str:
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     specials = [AddedToken(token, normalized=False, special=True) for token in SPECIAL]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=size,
         special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -113,9 +113,9 @@ def _trained() -> str:
     return tokenizer.to_str()
 
 
-def tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 512 tokens with SmolLM2's special tokens; `bos` puts `<|im_start|>` in front."""
-    tokenizer = Tokenizer.from_str(_trained())
+def tiny_tokenizer(bos: bool = False, size: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `size` tokens with SmolLM2's special tokens; `bos` puts `<|im_start|>` in front."""
+    tokenizer = Tokenizer.from_str(_trained(size))
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]

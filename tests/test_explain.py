@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.tiny import tiny_loaded
+from tests.tiny import save_tiny, tiny_loaded
 from xai_utils.attribution import integrated_gradients
 from xai_utils.attribution.absence import baseline_rows
 from xai_utils.attribution.methods import METHODS, Method
@@ -180,3 +180,17 @@ def test_the_readme_s_method_runs_as_it_stands(book, monkeypatch):
     change = objective.values(objective.inputs + ways) - objective.values(objective.inputs - ways)
     scores = book.attribute("base", "capital", "attribution_patching").scores[1:]
     assert scores == pytest.approx(change.double().numpy() / (2 * small), rel=0.01, abs=0.001 * np.abs(scores).max())
+
+
+def test_models_are_loaded_once_a_process_until_their_files_change(tmp_path, monkeypatch):
+    """Two explainers of one study share models; a model made anew, or another study, is loaded."""
+    monkeypatch.setenv("XAI_RUNS", str(tmp_path / "runs"))
+    folder = save_tiny(tmp_path / "model")
+    study = Study.model_validate(
+        {"name": "s", "models": [{"label": "m", "model": str(folder)}], "texts": [{"id": "a", "text": "The cat"}]}
+    )
+    first = Explainer(study).models["m"]
+    assert Explainer(study.model_copy(update={"name": "t"})).models["m"] is first
+    save_tiny(folder, seed=1)
+    second = Explainer(study).models["m"]
+    assert second is not first and second.revision != first.revision

@@ -237,10 +237,8 @@ def test_notebooks_of_a_run_share_a_process_and_nothing_else(book, notebooks, st
 
 
 def test_what_a_kernel_says_of_its_progress_is_shown_and_not_kept(book, notebooks, study, capfd):
-    loop = (
-        "from xai_utils.study.progress import progress\nfor case in progress([('x', 'one'), ('x', 'two')], 'working'):"
-    )
-    book("01_a", f"{loop}\n    import time; time.sleep(0.3)", "print(1)")
+    loop = "for case in progress([('x', 'one'), ('x', 'two')], 'working'):\n    time.sleep(0.3)"
+    book("01_a", f"import time\nfrom xai_utils.study.progress import progress\n{loop}", "print(1)")
     said = []
     (job,) = run(study, notebooks=notebooks)
     execute(job, line=Told(said))

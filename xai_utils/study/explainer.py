@@ -27,7 +27,8 @@ from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.tables import TABLES, certificate_row, joined, tables_of
 from xai_utils.attribution.target import Target, make_target
 from xai_utils.errors import UserError
-from xai_utils.files import write_text
+from xai_utils.files import locate, write_text
+from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, load
 from xai_utils.study import results
 from xai_utils.study.cluster import computed
@@ -53,7 +54,7 @@ class Explainer:
     @functools.cached_property
     def models(self) -> dict[str, LoadedModel]:
         """The study's models by label, with the mean embedding that those of one width have in common."""
-        return {model.label: model for model in with_common_mean([load(entry) for entry in self.study.models])}
+        return _loaded(load, self.study.models, tuple(map(_stamp, self.study.models)))
 
     def methods(self, family: str) -> list[str]:
         """The study's methods of one family (gradients, attention, influence)."""
@@ -245,6 +246,21 @@ class Explainer:
         """The original's fixed steps with their path, from the store where they are there."""
         walked = self._read(self.job(label, text, integrated_gradients.fixed_path, steps=self.study.steps))
         return dataclasses.replace(self.attribute(label, text, "fixed_steps"), path=walked.path)
+
+
+@functools.lru_cache(1)
+def _loaded(
+    loader: Callable[[ModelEntry], LoadedModel], entries: tuple[ModelEntry, ...], _: tuple[Any, ...]
+) -> dict[str, LoadedModel]:
+    """The models of a study, those of the last one kept: another notebook in the same process loads nothing."""
+    return {model.label: model for model in with_common_mean([loader(entry) for entry in entries])}
+
+
+def _stamp(entry: ModelEntry) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of the local files that a model is read from, which change when it is made anew."""
+    places = [locate(name) for name in (entry.model, entry.adapter, entry.tokenizer) if name]
+    files = [path for place in places for path in ([place] if place.is_file() else sorted(place.glob("*")))]
+    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
 def complete(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:

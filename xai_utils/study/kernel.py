@@ -67,9 +67,10 @@ class OwnKernel(AsyncKernelManager):
             raise RuntimeError(reply.get("evalue", "it could not be made fresh"))
 
     def end(self) -> None:
-        """End the process, which holds nothing that is not on disk."""
+        """End the process, which holds nothing that is not on disk; another can be begun."""
         if self.has_kernel:
             run_sync(self.shutdown_kernel)(now=True)
+            self.context = self._context_default()  # the first one's is closed with it
 
     @classmethod
     def end_all(cls) -> None:

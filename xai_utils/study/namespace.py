@@ -1,4 +1,4 @@
-"""A fresh kernel without a new process: what a notebook left is removed before the next one runs, models are kept."""
+"""Inside a kernel that several notebooks share: it becomes as a new one, but keeps its modules and models."""
 
 from __future__ import annotations
 

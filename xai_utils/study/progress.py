@@ -156,7 +156,7 @@ class Line:
 def clock(seconds: float) -> str:
     """
     >>> clock(5), clock(65), clock(3700)
-    ('5 s', '1:05 min', '1:02 h')
+    ('5 s', '1:05 min', '1:01 h')
     """
     if seconds < 60:
         return f"{seconds:.0f} s"

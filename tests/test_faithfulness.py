@@ -136,7 +136,7 @@ def test_the_table():
     model = tiny_loaded()
     case, target = tiny_case(model, TEN)
     methods = {"ablation": ablation(model, case, target), "shapley": shapley(model, case, target, budget=200)}
-    rows = [row for found in methods.values() for row in word_rows(case.keys() | found.keys(), case, found)]
+    rows = [row for found in methods.values() for row in word_rows(found)]
     table = faithfulness(model, case, target, pd.DataFrame(rows), ("mean", "eos"), orders=30)
     controls = ["first_to_last", "last_to_first"]
     assert table.columns[:6].tolist() == ["study", "text", "model", "role", "target", "target_text"]

@@ -68,7 +68,7 @@ def report(
 
 @app.command()
 def evidence(
-    only: Annotated[str | None, typer.Option("--only", help="baselines, methods, sanity or corpus")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="panel, baselines, methods, sanity or corpus")] = None,
     pairs: Annotated[
         int | None, typer.Option("--pairs", min=1, help="of a group of the corpus, the first ones")
     ] = None,

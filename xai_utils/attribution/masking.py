@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from xai_utils.attribution.absence import ABSENCES, BASELINES, PANEL, baseline_rows, moved
+from xai_utils.attribution.absence import ABSENCES, BASELINES, DRAWS, PANEL, baseline_rows, moved
 from xai_utils.attribution.target import KEPT, Objective, Target
 from xai_utils.errors import UserError, nearest
 from xai_utils.models.batching import ENOUGH
@@ -132,15 +132,16 @@ class Removal:
         absence: str = PANEL[0],
         keep_sink: bool = True,
         seed: int = 0,
+        draws: int = DRAWS,
     ):
         _check(model, case, absence, keep_sink)
         self.objective = Objective(model, case, target)
         self.absence = absence
         self.players = players(case, keep_sink)
         replacing = {"hidden": "mean", "dropped": "mean"}.get(absence, absence)
-        self._rows = baseline_rows(model, case, replacing, keep_sink, seed)
+        self._rows = baseline_rows(model, case, replacing, keep_sink, seed, draws)
         self.draws = len(self._rows)
-        key = (case, target, absence, keep_sink, seed)
+        key = (case, target, absence, keep_sink, seed, self.draws)
         self._known = _values.setdefault(model, {}).setdefault(key, {})
 
     def values(self, removed: Bool[np.ndarray, "row position"]) -> Float[np.ndarray, "row draw"]:

@@ -2,13 +2,15 @@
 
 A panel's scores are the mean of the Shapley values under its absences. Its ranking of words is judged by deletion under
 every absence (share: 0 for an average order, 1 for the best), those of the panel and those that it does not use apart,
-and beside the best share that any one order can have. Nothing here loads a model but `subset_values`.
+and beside the best share that any one order can have. Its word that stands is judged by whether it keeps its sign under
+the absences that the panel does not use. Nothing here loads a model but `subset_values`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -20,14 +22,18 @@ from xai_utils.attribution.absence import ABSENCES
 from xai_utils.attribution.masking import Removal, all_subsets
 from xai_utils.attribution.shapley import exact_shapley
 from xai_utils.attribution.target import Target
-from xai_utils.evaluation.orders import by_score, ceiling, shares, words_of
+from xai_utils.evaluation.orders import Span, by_score, ceiling, shares, span, words_of
 from xai_utils.evaluation.statistics import interval
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
+VERSION = 1  # raise it when results would come out different
 SIZES = (1, 2, 3, 4)  # absences in a candidate
+DRAWS = 8  # of random tokens: more than elsewhere, since all candidates are judged by them
 COMPETENT = 0.01  # probability of the answer under one of the models, below which there is nothing to explain
-KEYS = ["text", "model"]
+KEEPS = 0.95  # how often a word that stands must keep its sign under an absence that the panel was not asked about
+
+Scores = Float[np.ndarray, " word"]
 
 
 def subset_values(
@@ -39,7 +45,7 @@ def subset_values(
     """
     tables = []
     for absence in absences:
-        removal = Removal(model, case, target, absence, seed=seed)
+        removal = Removal(model, case, target, absence, seed=seed, draws=DRAWS)
         words = [player for player in removal.players if player.is_word]
         values = removal.without(all_subsets(len(words)), words)
         draw, subset = np.meshgrid(range(removal.draws), range(len(values)))
@@ -49,7 +55,7 @@ def subset_values(
 
 
 @dataclass(frozen=True)
-class Measured:
+class Subsets:
     """One text under one model: F of all subsets of its words, by absence, the mean over draws."""
 
     text: str
@@ -57,77 +63,99 @@ class Measured:
     values: Mapping[str, Float[np.ndarray, " subset"]]
 
     @property
+    def words(self) -> int:
+        return words_of(next(iter(self.values.values())))
+
+    @property
     def probability(self) -> float:
         return float(np.exp(next(iter(self.values.values()))[-1]))
 
-    def shapley(self) -> dict[str, Float[np.ndarray, " word"]]:
+    @cached_property
+    def spans(self) -> dict[str, Span]:
+        return {name: span(values) for name, values in self.values.items()}
+
+    @cached_property
+    def shapley(self) -> dict[str, Scores]:
         return {name: exact_shapley(values) for name, values in self.values.items()}
 
-    def shares(self, scores: Float[np.ndarray, " word"]) -> dict[str, float]:
+    @cached_property
+    def ceiling(self) -> tuple[float, Scores]:
+        """The best mean share that one order can have, and scores that give this order."""
+        best, order = ceiling(list(self.values.values()))
+        return best, -np.argsort(order).astype(float)
+
+    def shares(self, scores: Scores) -> dict[str, float]:
         """Share of a ranking under each absence."""
         order = by_score(scores)[None]
-        return {name: float(shares(values, order)[0]) for name, values in self.values.items()}
+        return {name: float(shares(values, order, self.spans[name])[0]) for name, values in self.values.items()}
 
 
-def measured(values: pd.DataFrame) -> list[Measured]:
+def cases_of(values: pd.DataFrame) -> list[Subsets]:
     """Cases from tables of `subset_values` with the columns text and model, without those that no model can answer."""
     cases = []
-    for (text, model), part in values.groupby(KEYS, sort=False):
+    for (text, model), part in values.groupby(["text", "model"], sort=False):
         means = part.groupby(["absence", "subset"], sort=False)["value"].mean()
         arrays = {str(name): table.sort_index().to_numpy() for name, table in means.groupby(level=0, sort=False)}
-        cases.append(Measured(str(text), str(model), arrays))
-    best = {text: max(c.probability for c in cases if c.text == text) for text in {c.text for c in cases}}
-    return [case for case in cases if best[case.text] >= COMPETENT and words_of(next(iter(case.values.values()))) > 1]
+        cases.append(Subsets(str(text), str(model), arrays))
+    best = {text: max(case.probability for case in cases if case.text == text) for text in {c.text for c in cases}}
+    return [case for case in cases if best[case.text] >= COMPETENT and case.words > 1]
 
 
-def candidate_panels(absences: Sequence[str], sizes: Iterable[int] = SIZES) -> Iterator[tuple[str, ...]]:
-    """All panels of these sizes, in the absences' order."""
-    for size in sizes:
-        yield from combinations(absences, size)
+def candidates(cases: Sequence[Subsets], seed: int = 0) -> pd.DataFrame:
+    """Table `panels`: a row a candidate of one to four absences, best mean share over all absences first.
 
-
-def candidates(cases: Sequence[Measured], draws: Mapping[str, int], seed: int = 0) -> pd.DataFrame:
-    """Table `panels`: a row a candidate, best mean share over all absences first.
-
-    `share` is the mean over texts of the share under all absences, with its bootstrap 95 % interval; `share_own` and
-    `share_other` that under the panel's absences and under the others; `of_ceiling` the share over that of the best
-    single order; `one_sign` the share of words whose score has one sign over the panel, `rank_correlation` the mean
-    Spearman correlation between its absences and `same_top` how often they name one top word; `passes` what one subset
-    of words costs.
+    All are means over texts: `share` under all absences, with its bootstrap 95 % interval; `share_own` under the panel's
+    absences and `share_other` under the others; `of_ceiling` the share over that of the best single order; `stands` the
+    share of words with one sign over the panel, and `stands_elsewhere` how often these keep it under the other
+    absences; `rank_correlation` and `same_top` as in `stability`. `passes` is what one subset of words costs.
     """
-    best = {id(case): ceiling(list(case.values.values()))[0] for case in cases}
-    values = {id(case): case.shapley() for case in cases}
+    absences = list(cases[0].values)
     rows = []
-    for panel in candidate_panels(list(cases[0].values)):
-        judged = pd.DataFrame([_judge(case, panel, values[id(case)], best[id(case)]) for case in cases])
-        by_text = judged.groupby("text").mean(numeric_only=True)
+    for panel in (panel for size in SIZES for panel in combinations(absences, size)):
+        by_text = pd.DataFrame([_judge(case, panel) for case in cases]).groupby("text").mean()
         low, high = interval(by_text["share"], seed=seed)
-        row = by_text.mean().to_dict() | {"low": low, "high": high, "texts": len(by_text), "cases": len(judged)}
+        row = by_text.mean().to_dict() | {"low": low, "high": high, "texts": len(by_text), "cases": len(cases)}
         row["of_ceiling"] = row["share"] / row.pop("ceiling")
-        rows.append({"panel": " + ".join(panel), "size": len(panel), "passes": sum(draws[a] for a in panel)} | row)
-    return pd.DataFrame(rows).sort_values("share", ascending=False, ignore_index=True)
+        passes = len(panel) + (DRAWS - 1) * ("sampled" in panel)
+        rows.append({"panel": " + ".join(panel), "size": len(panel), "passes": passes} | row)
+    table = pd.DataFrame(rows).sort_values("share", ascending=False, ignore_index=True)
+    return table.assign(chosen=table["panel"] == " + ".join(choice(table)))
 
 
-def _judge(case: Measured, panel: tuple[str, ...], values: Mapping[str, np.ndarray], best: float) -> dict[str, object]:
-    stacked = np.stack([values[absence] for absence in panel])
+def choice(table: pd.DataFrame) -> tuple[str, ...]:
+    """The panel to take: the best share among those of several absences whose standing words stand elsewhere too."""
+    fit = table[(table["size"] > 1) & (table["stands_elsewhere"] >= KEEPS)]
+    return tuple(str(fit.sort_values("share", ascending=False)["panel"].iloc[0]).split(" + "))
+
+
+def _judge(case: Subsets, panel: tuple[str, ...]) -> dict[str, object]:
+    stacked = np.stack([case.shapley[absence] for absence in panel])
+    others = np.array([case.shapley[absence] for absence in case.values if absence not in panel])
     found = case.shares(stacked.mean(0))
-    own = [found[absence] for absence in panel]
-    other = [share for absence, share in found.items() if absence not in panel]
     agreement = stability(stacked)
+    standing = np.abs(np.sign(stacked).sum(0)) == len(panel)
+    same = np.sign(others[:, standing]) == np.sign(stacked[0, standing])
     return {
         "text": case.text,
-        "share": float(np.nanmean([*own, *other])),
-        "share_own": float(np.nanmean(own)),
-        "share_other": float(np.nanmean(other)) if other else np.nan,
-        "ceiling": best,
-    } | agreement
+        "share": float(np.nanmean(list(found.values()))),
+        "share_own": float(np.nanmean([found[absence] for absence in panel])),
+        "share_other": float(np.nanmean([share for absence, share in found.items() if absence not in panel])),
+        "ceiling": case.ceiling[0],
+        "stands": agreement["one_sign"],
+        "stands_elsewhere": float(same.mean()) if same.size else np.nan,
+        "rank_correlation": agreement["rank_correlation"],
+        "same_top": agreement["same_top"],
+    }
 
 
 def stability(scores: Float[np.ndarray, "absence word"]) -> dict[str, float]:
-    """How far word scores under several absences agree: mean pairwise rank correlation, signs, top word.
+    """How far word scores under several absences agree.
 
-    >>> stability(np.array([[3.0, 1.0, -1.0], [2.0, 1.0, 1.0]]))["one_sign"]
-    0.6666666666666666
+    `rank_correlation` is the mean Spearman correlation over pairs of absences (nan below three words), `one_sign` the
+    share of words with one sign under all, `same_top` 1 where all have one highest word.
+
+    >>> stability(np.array([[3.0, 1.0, -1.0], [2.0, 1.0, 1.0]]))["same_top"]
+    1.0
     """
     pairs = list(combinations(scores, 2))
     ranks = [float(stats.spearmanr(a, b).statistic) for a, b in pairs if len(a) > 2 and np.ptp(a) and np.ptp(b)]
@@ -138,24 +166,33 @@ def stability(scores: Float[np.ndarray, "absence word"]) -> dict[str, float]:
     }
 
 
-def rankings(cases: Sequence[Measured], panels: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def rankings(cases: Sequence[Subsets], panel: Sequence[str]) -> pd.DataFrame:
     """Table `panel_methods`: the mean share over texts of rankings of words under each absence, a row a ranking.
 
-    Shapley values under each absence, over each named panel, both orders of position, and the ceiling: the best single
-    order of each text over all absences. `share` is the mean over absences, `share_other` that over those not used.
+    The panel, Shapley values and ablation under each absence, both orders of position, and the ceiling: each text's best
+    single order over all absences. `share` is the mean over absences, `share_other` over those that it does not use.
     """
     rows = []
     for case in cases:
-        values = case.shapley()
-        place = np.arange(len(next(iter(values.values()))), dtype=float)
-        ranked = {f"shapley {name}": (scores, [name]) for name, scores in values.items()}
-        ranked |= {name: (np.mean([values[a] for a in panel], axis=0), list(panel)) for name, panel in panels.items()}
-        ranked |= {"first_to_last": (-place, []), "last_to_first": (place, [])}
-        ranked["ceiling"] = (-np.argsort(ceiling(list(case.values.values()))[1]).astype(float), list(case.values))
-        for method, (scores, used) in ranked.items():
+        for method, baseline, scores, used in _ranked(case, panel):
             found = case.shares(scores)
             other = [share for absence, share in found.items() if absence not in used]
-            share = {"share": np.nanmean(list(found.values())), "share_other": np.nanmean(other) if other else np.nan}
-            rows.append({"method": method, "text": case.text} | share | found)
-    by_text = pd.DataFrame(rows).groupby(["method", "text"], sort=False).mean()
-    return by_text.groupby("method", sort=False).mean().reset_index()
+            mean = {"share": np.nanmean(list(found.values())), "share_other": np.nanmean(other) if other else np.nan}
+            rows.append({"method": method, "baseline": baseline, "text": case.text} | mean | found)
+    key = ["method", "baseline"]
+    by_text = pd.DataFrame(rows).groupby([*key, "text"], sort=False).mean()
+    return by_text.groupby(key, sort=False).mean().reset_index().sort_values("share", ascending=False)
+
+
+def _ranked(case: Subsets, panel: Sequence[str]) -> list[tuple[str, str, Scores, Sequence[str]]]:
+    """Each ranking's method, baseline, scores, and the absences that it uses."""
+    place, whole = np.arange(case.words, dtype=float), 2**case.words - 1
+    without = [whole & ~(1 << word) for word in range(case.words)]
+    return [
+        ("ceiling", "", case.ceiling[1], list(case.values)),
+        ("panel_shapley", "panel", np.mean([case.shapley[name] for name in panel], axis=0), panel),
+        *(("shapley", name, scores, [name]) for name, scores in case.shapley.items()),
+        *(("ablation", name, values[whole] - values[without], [name]) for name, values in case.values.items()),
+        ("first_to_last", "", -place, []),
+        ("last_to_first", "", place, []),
+    ]

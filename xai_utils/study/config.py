@@ -34,7 +34,7 @@ class Study(Reading):
     models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)]
     texts: Annotated[tuple[TextEntry, ...], Field(min_length=1)]
     target: TargetKind = "logprob"
-    absences: Annotated[tuple[Absence, ...], Field(min_length=1)] = ("dropped", "mean", "sampled", "eos")  # the panel
+    absences: Annotated[tuple[Absence, ...], Field(min_length=1)] = ("mean", "dropped", "eos", "zero")  # the panel
     baseline: Baseline = "zero"  # where a path starts
     baselines: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("zero", "mean")  # a difference keeps its sign
     deletions: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("zero", "eos")  # of the tests of faithfulness

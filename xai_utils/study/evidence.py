@@ -16,10 +16,12 @@ import pandas as pd
 
 from report.evidence_sentences import said
 from report.formats import to_markdown
+from xai_utils.attribution.absence import ABSENCES
 from xai_utils.attribution.methods import METHODS, method_name
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
+from xai_utils.evaluation.panels import candidates, cases_of, choice, rankings, subset_values
 from xai_utils.evaluation.sanity import layers, randomisation
 from xai_utils.files import ROOT, write_text, write_whole
 from xai_utils.models import adapters
@@ -28,17 +30,18 @@ from xai_utils.study import corpus
 from xai_utils.study import evidence_tables as tables_of
 from xai_utils.study.comparison import deletion_tests
 from xai_utils.study.config import Study, load_study
-from xai_utils.study.explainer import Explainer
+from xai_utils.study.explainer import Explainer, progress
 from xai_utils.study.results import provenance, rounded
 from xai_utils.study.store import named
 from xai_utils.study.tables import IG
-from xai_utils.text.cases import Case
+from xai_utils.text.cases import Case, words
 from xai_utils.text.entry import TextEntry
 
 FOLDER = ROOT / "report" / "evidence"
-DEFAULT, FURTHER, CORPUS = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus"))
-PARTS = ("baselines", "methods", "sanity", "corpus")
+DEFAULT, FURTHER, CORPUS, SHORT = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus", "panel"))
+PARTS = ("panel", "baselines", "methods", "sanity", "corpus")
 
+MOST_WORDS = 9  # of a text on which every subset of words is evaluated
 SEQUENCES = 4  # of random tokens, for the sampled baseline
 TRIED = ("zero", "mean", "eos", "space")  # on all texts, beside the study's own
 LIMIT = 200  # gradient evaluations for baselines that are only tried
@@ -59,6 +62,8 @@ def run(only: str | None = None, pairs: int | None = None, folder: Path = FOLDER
     """
     if only not in (None, *PARTS):
         raise UserError(f"--only {only}: expected {', '.join(PARTS)}; leave it out for all")
+    if only in (None, "panel"):
+        run_panel(Explainer(short_texts()), folder)
     if only in (None, "baselines"):
         run_baselines(Explainer(joined(load_study(DEFAULT), load_study(FURTHER))), folder)
     if only in (None, "methods"):
@@ -68,6 +73,14 @@ def run(only: str | None = None, pairs: int | None = None, folder: Path = FOLDER
     if only in (None, "corpus"):
         run_corpus(Explainer(first_texts(load_study(CORPUS), pairs)), folder)
     return summarise(folder)
+
+
+def short_texts() -> Study:
+    """The panel's texts, and those of the other studies that are as short; the published study's are not among them."""
+    short = load_study(SHORT)
+    others = [entry for name in (CORPUS, FURTHER) for entry in load_study(name).texts]
+    few = tuple(entry for entry in others if len(words(entry.text)) <= MOST_WORDS)
+    return short.model_copy(update={"texts": short.texts + few})
 
 
 def joined(published: Study, further: Study) -> Study:
@@ -147,6 +160,27 @@ def baseline_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
         found = book.tables([IG], chosen, pair, **settings)
         found["certificates"] = found["certificates"].assign(budget=settings["budget"])
         yield found
+
+
+# ---- panel
+
+
+def run_panel(book: Explainer, folder: Path) -> None:
+    """Candidate panels of absences, and how the chosen one ranks words beside single absences and position."""
+    announce(f"panel: all subsets of {len(book.study.texts)} texts, {', '.join(ABSENCES)}")
+    wanted = [(label, entry.id) for label in book.models for entry in book.study.texts]
+    values = [book.cached_table(*case, subset_values) for case in progress(wanted, "subsets")]
+    publish_panel(pd.concat(values, ignore_index=True), folder)
+    publish(provenance(book.study, book.models.values()), "panel_provenance", folder)
+    summarise(folder)
+
+
+def publish_panel(values: pd.DataFrame, folder: Path) -> None:
+    """Tables `panels` and `panel_methods` from the values of all subsets."""
+    cases = cases_of(values)
+    table = candidates(cases)
+    publish(table, "panels", folder)
+    publish(rankings(cases, choice(table)), "panel_methods", folder)
 
 
 # ---- methods
@@ -277,6 +311,9 @@ def outdated(tables: Mapping[str, pd.DataFrame], study: Study) -> list[str]:
 
 
 SHOWN = {
+    "panels": ["panel", "passes", "share", "low", "high", "share_other", "of_ceiling", "stands", "stands_elsewhere"]
+    + ["chosen"],
+    "panel_methods": ["method", "baseline", "share", "share_other", *ABSENCES],
     "sanity": ["model", "method", "layers", "share", "texts", "words", "correlation", "low", "high"],
     "methods": ["method", "family", "deletion", "cases", "mean_rank", "comprehensiveness_gain", "sufficiency_gain"]
     + ["comprehensiveness_above_mean", "comprehensiveness_beats_random"],

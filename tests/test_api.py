@@ -53,9 +53,10 @@ def test_importing_the_kit_imports_no_library():
 
 def test_every_keyword_has_the_study_s_default():
     own = {name: field.default for name, field in Study.model_fields.items()}
+    own["absence"] = own["absences"][0]
     for name, method in METHODS.items():
         for key, parameter in inspect.signature(method.function).parameters.items():
-            if parameter.kind is parameter.KEYWORD_ONLY and not (key == "baseline" and method.family == "influence"):
+            if parameter.kind is parameter.KEYWORD_ONLY:
                 assert key in method.fixed or parameter.default == own.get(key, parameter.default), (name, key)
     for function in (xai.explain, xai.compare):
         for key, parameter in inspect.signature(function).parameters.items():
@@ -63,7 +64,10 @@ def test_every_keyword_has_the_study_s_default():
                 assert parameter.default == own[key], key
 
 
-@pytest.mark.parametrize("method", ["integrated_gradients", "fixed_steps", "zero_ablation", "sensitivity", "rollout"])
+@pytest.mark.parametrize(
+    "method",
+    ["panel_shapley", "integrated_gradients", "fixed_steps", "ablation", "zero_ablation", "sensitivity", "rollout"],
+)
 def test_the_front_door_gives_the_numbers_of_a_study(folder, model, method, tmp_path, monkeypatch):
     monkeypatch.setenv("XAI_RUNS", str(tmp_path))
     file = tmp_path / "one.yaml"
@@ -86,7 +90,7 @@ def test_without_an_answer_the_model_s_own_next_token_is_explained(model):
 
 
 def test_settings_reach_the_method(model):
-    zero = xai.explain(TEXT, model, answer=ANSWER, method="ablation", baseline="zero", keep_sink=False)
+    zero = xai.explain(TEXT, model, answer=ANSWER, method="ablation", absence="zero", keep_sink=False)
     original = xai.explain(TEXT, model, answer=ANSWER, method="zero_ablation")
     np.testing.assert_array_equal(zero.word_scores, original.word_scores)
     assert xai.explain(TEXT, model, answer=ANSWER, method="ablation", prefix="none").case.tokens[0].label == "The"

@@ -65,7 +65,8 @@ class Comparison(Displayed):
 
         return comparison_html(self)
 
-    def _png(self) -> bytes:
+    def png(self) -> bytes:
+        """The sentence in colour, as a picture."""
         from xai_utils.plots.sentence import png
 
         return png(self.plot())

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 import xai_utils as xai
 from tests.tiny import save_tiny, tiny_loaded, tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf
+from xai_utils.attribution.absence import with_common_mean
 from xai_utils.attribution.methods import METHODS
 from xai_utils.errors import UserError
 from xai_utils.study.config import Study, load_study
@@ -213,6 +214,24 @@ def test_two_models_on_one_scale(model):
     agreed = dataclasses.replace(model, reference=common)
     by_hand = xai.explain(TEXT, agreed, answer=ANSWER, method="ablation")
     np.testing.assert_allclose(pair.base.word_scores, by_hand.word_scores, atol=1e-5)
+
+
+def test_a_difference_stands_where_the_ranges_do_not_meet(model):
+    twin = tiny_loaded("llama", seed=1, label="twin")
+    pair = xai.compare(TEXT, model, twin, answer=ANSWER, absences=("mean", "zero", "dropped"))
+    by_absence = [
+        [
+            xai.explain(TEXT, one, answer=ANSWER, method="shapley", absence=absence).words["score"]
+            for absence in ("mean", "zero", "dropped")
+        ]
+        for one in with_common_mean([model, twin])
+    ]
+    low, high = np.min(by_absence, axis=1), np.max(by_absence, axis=1)
+    apart = (low[0] > high[1] + 1e-4) | (low[1] > high[0] + 1e-4)
+    assert pair.words["stands"].tolist() == apart.tolist()
+    assert 0 < apart.sum() < len(apart)
+    alone = xai.compare(TEXT, model, twin, answer=ANSWER, method="ablation")
+    assert alone.words["stands"].isna().all()
 
 
 def test_a_comparison_shows_itself(model):

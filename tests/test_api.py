@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 import xai_utils as xai
 from tests.tiny import save_tiny, tiny_loaded, tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf
+from xai_utils.attribution.absence import with_common_mean
 from xai_utils.attribution.methods import METHODS
 from xai_utils.errors import UserError
 from xai_utils.study.config import Study, load_study
@@ -53,9 +54,10 @@ def test_importing_the_kit_imports_no_library():
 
 def test_every_keyword_has_the_study_s_default():
     own = {name: field.default for name, field in Study.model_fields.items()}
+    own["absence"] = own["absences"][0]
     for name, method in METHODS.items():
         for key, parameter in inspect.signature(method.function).parameters.items():
-            if parameter.kind is parameter.KEYWORD_ONLY and not (key == "baseline" and method.family == "influence"):
+            if parameter.kind is parameter.KEYWORD_ONLY:
                 assert key in method.fixed or parameter.default == own.get(key, parameter.default), (name, key)
     for function in (xai.explain, xai.compare):
         for key, parameter in inspect.signature(function).parameters.items():
@@ -63,7 +65,10 @@ def test_every_keyword_has_the_study_s_default():
                 assert parameter.default == own[key], key
 
 
-@pytest.mark.parametrize("method", ["integrated_gradients", "fixed_steps", "zero_ablation", "sensitivity", "rollout"])
+@pytest.mark.parametrize(
+    "method",
+    ["panel_shapley", "integrated_gradients", "fixed_steps", "ablation", "zero_ablation", "sensitivity", "rollout"],
+)
 def test_the_front_door_gives_the_numbers_of_a_study(folder, model, method, tmp_path, monkeypatch):
     monkeypatch.setenv("XAI_RUNS", str(tmp_path))
     file = tmp_path / "one.yaml"
@@ -86,7 +91,7 @@ def test_without_an_answer_the_model_s_own_next_token_is_explained(model):
 
 
 def test_settings_reach_the_method(model):
-    zero = xai.explain(TEXT, model, answer=ANSWER, method="ablation", baseline="zero", keep_sink=False)
+    zero = xai.explain(TEXT, model, answer=ANSWER, method="ablation", absence="zero", keep_sink=False)
     original = xai.explain(TEXT, model, answer=ANSWER, method="zero_ablation")
     np.testing.assert_array_equal(zero.word_scores, original.word_scores)
     assert xai.explain(TEXT, model, answer=ANSWER, method="ablation", prefix="none").case.tokens[0].label == "The"
@@ -209,6 +214,24 @@ def test_two_models_on_one_scale(model):
     agreed = dataclasses.replace(model, reference=common)
     by_hand = xai.explain(TEXT, agreed, answer=ANSWER, method="ablation")
     np.testing.assert_allclose(pair.base.word_scores, by_hand.word_scores, atol=1e-5)
+
+
+def test_a_difference_stands_where_the_ranges_do_not_meet(model):
+    twin = tiny_loaded("llama", seed=1, label="twin")
+    pair = xai.compare(TEXT, model, twin, answer=ANSWER, absences=("mean", "zero", "dropped"))
+    by_absence = [
+        [
+            xai.explain(TEXT, one, answer=ANSWER, method="shapley", absence=absence).words["score"]
+            for absence in ("mean", "zero", "dropped")
+        ]
+        for one in with_common_mean([model, twin])
+    ]
+    low, high = np.min(by_absence, axis=1), np.max(by_absence, axis=1)
+    apart = (low[0] > high[1] + 1e-4) | (low[1] > high[0] + 1e-4)
+    assert pair.words["stands"].tolist() == apart.tolist()
+    assert 0 < apart.sum() < len(apart)
+    alone = xai.compare(TEXT, model, twin, answer=ANSWER, method="ablation")
+    assert alone.words["stands"].isna().all()
 
 
 def test_a_comparison_shows_itself(model):

@@ -8,15 +8,17 @@ from typing import Annotated
 
 import typer
 
+import xai_utils
+from xai_utils import commands
 from xai_utils.errors import UserError
 from xai_utils.study.config import load_study
 
 app = typer.Typer(
-    help="Explain a language model and its adapted twin.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
 
 StudyFile = Annotated[Path, typer.Option("--study", help="the study file")]
@@ -27,6 +29,30 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="each notebook in a kernel 
 CellTime = Annotated[int, typer.Option("--timeout", min=1, help="seconds that one cell may take")]
 Scheduler = Annotated[str | None, typer.Option("--scheduler", help="address of a dask scheduler that gets the cases")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="so many processes of this machine get them")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(xai_utils.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="the version")] = False,
+) -> None:
+    """Explain a language model and its adapted twin.
+
+    \b
+    Examples:
+      python -m xai_utils explain "The capital of France is" --answer " Paris"
+      python -m xai_utils compare "Чтобы открыть файл, выберите команду" --answer " Файл"
+      python -m xai_utils run --study studies/small.yaml
+    """
+
+
+app.command()(commands.explain)
+app.command()(commands.compare)
 
 
 @app.command()
@@ -59,7 +85,7 @@ def report(
     scheduler: Scheduler = None,
     workers: Workers = None,
 ) -> None:
-    """Execute the notebooks 01 to 05 on a study, then rebuild its report."""
+    """Execute a study's notebooks and rebuild its report."""
     from report.build import build
 
     run(study, timeout=timeout, scheduler=scheduler, workers=workers)
@@ -75,20 +101,18 @@ def evidence(
     scheduler: Scheduler = None,
     workers: Workers = None,
 ) -> None:
-    """Run the long studies behind report/evidence/; a run that was stopped goes on where it was."""
+    """Run the long studies behind report/evidence/.
+
+    A run that was stopped goes on where it was.
+    """
     from xai_utils.study import cluster, evidence
 
     with cluster.scheduler(scheduler, workers):
         print(evidence.run(only, pairs))
 
 
-@app.command()
-def methods() -> None:
-    """List the attribution methods that a study may name."""
-    from xai_utils.attribution.methods import METHODS
-
-    for name, method in METHODS.items():
-        print(f"{name:22} {method.description}")
+app.command()(commands.methods)
+app.command()(commands.doctor)
 
 
 @app.command()

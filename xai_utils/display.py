@@ -12,7 +12,7 @@ class Displayed:
     def _repr_html_(self) -> str:
         raise NotImplementedError
 
-    def _png(self) -> bytes:
+    def png(self) -> bytes:
         raise NotImplementedError
 
     def _repr_mimebundle_(
@@ -21,7 +21,7 @@ class Displayed:
         makers: dict[str, Callable[[], Any]] = {
             "text/plain": self.__repr__,
             "text/html": self._repr_html_,
-            "image/png": self._png,
+            "image/png": self.png,
         }
         wanted = (set(include) if include else set(makers)) - set(exclude or ())
         return {kind: make() for kind, make in makers.items() if kind in wanted}

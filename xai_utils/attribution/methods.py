@@ -20,6 +20,7 @@ class Method:
     description: str
     fixed: dict[str, Any] = field(default_factory=dict)
     family: str = "influence"  # which notebook runs it: gradients (02), attention (03), influence (04)
+    cost: str = "not said"  # passes of the model, roughly
 
     @property
     def settings(self) -> list[str]:
@@ -27,48 +28,86 @@ class Method:
         return [parameter.name for parameter in kinds if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
-DEFAULT = "shapley"  # what the front door uses when no method is named
+DEFAULT = "panel_shapley"  # what the front door uses when no method is named
+SUBSETS = "2^n versions of a prompt of n words where budget allows, else random orders"
 
 METHODS: dict[str, Method] = {
+    "panel_shapley": Method(
+        shapley.panel_shapley,
+        "Shapley values of words, mean and range over several absences",
+        cost=f"{SUBSETS}; each under every absence",
+    ),
     "integrated_gradients": Method(
-        integrated_gradients.integrated_gradients, "integrated gradients with a certificate", family="gradients"
+        integrated_gradients.integrated_gradients,
+        "integrated gradients with a certificate",
+        family="gradients",
+        cost="50 gradients or more, until the error is within tolerance or budget ends",
     ),
     "fixed_steps": Method(
         integrated_gradients.fixed_steps,
         "integrated gradients, the original's 50 steps from zero",
         {"baseline": "zero", "keep_sink": False},
         "gradients",
+        "one gradient a step",
     ),
-    "input_x_gradient": Method(integrated_gradients.input_x_gradient, "embedding times gradient", family="gradients"),
+    "input_x_gradient": Method(
+        integrated_gradients.input_x_gradient, "embedding times gradient", family="gradients", cost="one gradient"
+    ),
     "expected_gradients": Method(
         integrated_gradients.expected_gradients,
         "GradientSHAP over sampled tokens",
         {"tolerance": 0.05, "budget": 128},  # a sample is a gradient, and its error falls with the root of their number
         "gradients",
+        "32 gradients or more, until errors are within tolerance or budget ends",
     ),
-    "cp_lrp": Method(relevance.cp_lrp, "relevance in one backward pass, conserved", family="gradients"),
+    "cp_lrp": Method(
+        relevance.cp_lrp, "relevance in one backward pass, conserved", family="gradients", cost="one gradient"
+    ),
     "attn_lrp": Method(
-        relevance.attn_lrp, "relevance in one backward pass, through queries and keys", family="gradients"
+        relevance.attn_lrp,
+        "relevance in one backward pass, through queries and keys",
+        family="gradients",
+        cost="one gradient",
     ),
     "attn_lrp_norm": Method(
-        relevance.attn_lrp_norm, "norm of that pass's gradient, without a sign", family="gradients"
+        relevance.attn_lrp_norm,
+        "norm of that pass's gradient, without a sign",
+        family="gradients",
+        cost="one gradient",
     ),
-    "panel_shapley": Method(shapley.panel_shapley, "Shapley values of words, mean and range over several absences"),
-    "shapley": Method(shapley.shapley, "Shapley values of words under one absence"),
-    "ablation": Method(perturbation.ablation, "change of the target without one token or word"),
+    "shapley": Method(shapley.shapley, "Shapley values of words under one absence", cost=SUBSETS),
+    "ablation": Method(
+        perturbation.ablation, "change of the target without one token or word", cost="one pass a token and a word"
+    ),
     "zero_ablation": Method(
         perturbation.ablation,
         "ablation to the zero vector, as in the original",
         {"absence": "zero", "keep_sink": False},
+        cost="one pass a token and a word",
     ),
-    "occlusion": Method(perturbation.occlusion, "change of the target without a window of words"),
-    "lime": Method(lime.lime, "local linear model over words"),
-    "sensitivity": Method(noise.sensitivity, "standard deviation of the target under noise on a token or word"),
-    "sensitivity_mean": Method(noise.sensitivity_mean, "mean absolute change of the target under that noise"),
+    "occlusion": Method(
+        perturbation.occlusion, "change of the target without a window of words", cost="one pass a window"
+    ),
+    "lime": Method(lime.lime, "local linear model over words", cost="2^n versions of a prompt, at most budget"),
+    "sensitivity": Method(
+        noise.sensitivity,
+        "standard deviation of the target under noise on a token or word",
+        cost="draws passes a token and a word",
+    ),
+    "sensitivity_mean": Method(
+        noise.sensitivity_mean,
+        "mean absolute change of the target under that noise",
+        cost="draws passes a token and a word",
+    ),
     "attention": Method(
-        rollout.attention, "attention of the last position, mean over all layers and heads", family="attention"
+        rollout.attention,
+        "attention of the last position, mean over all layers and heads",
+        family="attention",
+        cost="one pass",
     ),
-    "rollout": Method(rollout.rollout, "attention followed back through the layers", family="attention"),
+    "rollout": Method(
+        rollout.rollout, "attention followed back through the layers", family="attention", cost="one pass"
+    ),
 }
 
 

@@ -185,7 +185,8 @@ class Attribution(Displayed):
 
         return result_html(self)
 
-    def _png(self) -> bytes:
+    def png(self) -> bytes:
+        """The sentence in colour, as a picture."""
         from xai_utils.plots.sentence import png, sentences
 
         return png(sentences([self]))

@@ -31,23 +31,31 @@ class Comparison(Displayed):
 
     @property
     def words(self) -> pd.DataFrame:
-        """One row a word that both models read: word, one score a model by its label, difference, floor.
+        """One row a word that both models read: word, one score a model by its label, difference, floor, stands.
 
-        The difference is other minus base; below `floor`, 1.96 standard errors of both scores, it is noise. Raises
+        The difference is other minus base; below `floor`, 1.96 standard errors of both scores, it is noise. It stands
+        where it is not and the ranges of the two scores over the panel do not meet; empty without a panel. Raises
         UserError where the two models explain different answers.
         """
-        scores = pd.concat([frame(word_rows(result)) for result in (self.base, self.other)], ignore_index=True)
-        pairs = side_by_side(scores, *self.labels).sort_values("start")
+        tables = [frame(word_rows(result)) for result in (self.base, self.other)]
+        pairs = side_by_side(pd.concat(tables), *self.labels).sort_values("start", ignore_index=True)
         errors = np.hypot(pairs["error_base"].fillna(0), pairs["error_other"].fillna(0))
+        floor = np.maximum(WIDTH * errors, ROUNDING)
+        change = pairs["score_other"] - pairs["score_base"]
+        words = (table[table["is_word"]].set_index("start") for table in tables)
+        base, other = (table.loc[pairs["start"], ["low", "high"]].to_numpy(float) for table in words)
+        apart = (base[:, 0] > other[:, 1]) | (other[:, 0] > base[:, 1])
+        stands = pd.array(apart & (change.abs() > floor).to_numpy(), dtype="boolean")
+        stands[np.isnan(base).any(1) | np.isnan(other).any(1)] = pd.NA
         return pd.DataFrame(
             {
                 "word": pairs["word"],
                 self.labels[0]: pairs["score_base"],
                 self.labels[1]: pairs["score_other"],
-                "difference": pairs["score_other"] - pairs["score_base"],
-                "floor": np.maximum(WIDTH * errors, ROUNDING),
+                "difference": change,
+                "floor": floor,
             }
-        ).reset_index(drop=True)
+        ).assign(stands=stands)
 
     def plot(self) -> Figure:
         """Both sentences in colour, on one scale."""
@@ -65,7 +73,8 @@ class Comparison(Displayed):
 
         return comparison_html(self)
 
-    def _png(self) -> bytes:
+    def png(self) -> bytes:
+        """The sentence in colour, as a picture."""
         from xai_utils.plots.sentence import png
 
         return png(self.plot())

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from xai_utils.attribution.result import Attribution
 from xai_utils.evaluation.comparison import Comparison
-from xai_utils.plots.sentence import Run, bar, colours, reach_of, runs, title_of, value_of
+from xai_utils.plots.sentence import Run, bar, change_mark, colours, reach_of, runs, title_of, value_of
 from xai_utils.text.cases import visible
 
 TOP = 12  # rows of a table that a long text shows at once
@@ -33,9 +33,8 @@ def comparison_html(pair: Comparison) -> str:
     reach = reach_of(results)
     heads = ["word", *(f"{label} ({pair.base.unit})" for label in pair.labels), "difference", ""]
     rows = []
-    for word, base, other, change, floor in words.itertuples(index=False, name=None):
-        told = bar(change, reach, BLOCKS) if abs(change) > floor else "within the error"
-        rows.append([_cell(word), _cell(base), _cell(other), _cell(change), told])
+    for word, base, other, change, floor, stands in words.itertuples(index=False, name=None):
+        rows.append([*map(_cell, (word, base, other, change)), change_mark(change, floor, stands, reach, BLOCKS)])
     both = "".join(sentence_html(result, reach) for result in results)
     verdict = "".join(
         f"<div>{escape(visible(label))}: {escape(line)}</div>"

@@ -9,6 +9,7 @@ import functools
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -83,15 +84,14 @@ def title_of(result: Attribution) -> str:
 
 
 def value_of(result: Attribution, row: int) -> str:
-    """A word's score with its unit, its error or range, and whether it stands."""
+    """A word's score with its unit, its error, its range over a panel, and whether it stands."""
     score, error = result.word_scores[row], result.word_errors[row]
     if np.isnan(score):
-        return "not explained"
-    parts = [f"{score:+.3g}" + (f" ± {error:.2g}" if error > 0 else "") + f" {result.unit}"]
-    if result.low is not None and result.high is not None and result.stands is not None:
-        parts.append(f"{result.low[row]:+.3g} to {result.high[row]:+.3g} over the panel")
-        parts.append("stands" if result.stands[row] else "does not stand")
-    return ", ".join(parts)
+        return "fixed, not explained"
+    told = f"{score:+.3g}" + (f" ± {error:.2g}" if error > 0 else "") + f" {result.unit}"
+    if result.low is None or result.high is None or result.stands is None:
+        return told
+    return f"{told} ({result.low[row]:+.3g} to {result.high[row]:+.3g})" + (", stands" if result.stands[row] else "")
 
 
 def bar(score: float, reach: float, length: int) -> str:
@@ -103,6 +103,17 @@ def bar(score: float, reach: float, length: int) -> str:
     if np.isnan(score) or not reach:
         return ""
     return ("█" if score >= 0 else "░") * round(length * min(abs(score) / reach, 1))
+
+
+def change_mark(change: float, floor: float, stands: Any, reach: float, length: int) -> str:
+    """What stands behind a difference: its bar and whether it stands, or that it is no more than the errors.
+
+    >>> change_mark(1.0, 0.1, True, 2.0, 4), change_mark(0.1, 0.2, False, 2.0, 4)
+    ('██ stands', 'within the error')
+    """
+    if not abs(change) > floor:
+        return "within the error"
+    return bar(change, reach, length) + (" stands" if stands is True else "")
 
 
 # ---- figures

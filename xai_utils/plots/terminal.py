@@ -11,7 +11,7 @@ from rich.text import Text
 
 from xai_utils.attribution.result import Attribution
 from xai_utils.evaluation.comparison import Comparison
-from xai_utils.plots.sentence import bar, colours, reach_of, runs, shown_rows, title_of, value_of
+from xai_utils.plots.sentence import bar, change_mark, colours, reach_of, runs, shown_rows, title_of, value_of
 from xai_utils.text.cases import units, visible
 
 BAR = 24  # cells of the longest bar
@@ -70,8 +70,8 @@ def _pair_rows(pair: Comparison, reach: float) -> list[str]:
     words = _fitted(["", *found["word"]])
     rows = [f"  {words[0]}  {heads}  difference ({pair.base.unit})"]
     for word, row in zip(words[1:], found.itertuples(index=False, name=None), strict=True):
-        _, base, other, change, floor = row
-        told = bar(change, reach, BAR) if abs(change) > floor else "within the error"
+        _, base, other, change, floor, stands = row
+        told = change_mark(change, floor, stands, reach, BAR)
         rows.append(f"  {word}  {base:>+{width}.3g}  {other:>+{width}.3g}  {change:+9.3g}  {told}")
     return rows
 

@@ -70,12 +70,12 @@ class Study(Reading):
 
 def setting(name: str, value: object) -> Any:
     """A method's setting as a study would read it. Raises UserError where a study would refuse it."""
-    field = Study.model_fields.get(name)
-    if field is None:
+    fields = Study.model_fields
+    if name != "absence" and name not in fields:
         return value
+    kind: Any = Absence if name == "absence" else Annotated[fields[name].annotation, fields[name]]
     try:
-        kind: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
-        return kind.validate_python(value)
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         raise UserError(f"{name}: {said(error.errors()[0]).removeprefix(': ')}") from None
 

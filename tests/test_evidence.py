@@ -216,7 +216,7 @@ def made_with(adapter: str) -> dict[str, pd.DataFrame]:
 def test_tables_of_a_former_checkpoint_are_known_as_such():
     default = load_study(evidence.DEFAULT)
     (twin,) = [model for model in default.models if model.label == "ru-ts"]
-    now = content_hash(adapters.folder(twin.adapter))[:12]
+    now = content_hash(adapters.folder(twin))[:12]
     assert evidence.outdated(made_with(now), default) == []
     assert evidence.outdated(made_with("0" * 12), default) == ["ru-ts"]
     assert evidence.outdated(made_with(now) | {"sanity_provenance": made_with("0")["corpus_provenance"]}, default) == [

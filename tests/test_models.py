@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -8,9 +9,11 @@ from tiny import ARCHITECTURES, VOCABULARY, save_tiny, tiny_model, tiny_tokenize
 from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
 
 from xai_utils.errors import UserError
+from xai_utils.files import ROOT
 from xai_utils.models import loading
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, content_hash, load
+from xai_utils.study.config import load_study
 
 IDS = torch.tensor([[0, 70, 300, 5, 411, 2, 70]])
 
@@ -124,7 +127,85 @@ def test_own_tokenizer_is_used_and_part_of_the_revision(llama: Path, tmp_path: P
     assert loaded.revision == f"{content_hash(llama)}+tokenizer:{content_hash(tmp_path)}"
 
 
+# ---- where an entry's folders are
+
+
+def test_paths_of_a_study_start_from_its_file(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, elsewhere = tmp_path / "study", tmp_path / "elsewhere"
+    shutil.copytree(llama, home / "own" / "model")
+    elsewhere.mkdir()
+    texts = "texts: [{id: a, text: b}]"
+    (home / "mine.yaml").write_text(f"models: [{{label: a, model: own/model, tokenizer: own/model}}]\n{texts}")
+    for folder in (elsewhere, home):
+        monkeypatch.chdir(folder)
+        assert load(load_study(home / "mine.yaml").models[0]).revision.startswith(content_hash(llama))
+    shutil.copytree(llama, elsewhere / "own" / "other")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (home / "other.yaml").write_text("models: [{label: a, model: own/other}]\ntexts: [{id: a, text: b}]")
+    with pytest.raises(UserError, match="own/other is not in the local cache"):  # the current folder is none of its own
+        load(load_study(home / "other.yaml").models[0])
+
+
+def test_the_repository_s_models_are_found_from_any_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = tmp_path / "mine.yaml"
+    study.write_text("models: [{label: a, model: m, adapter: models/smollm2-135m-ru-ts}]\ntexts: [{id: a, text: b}]")
+    (entry,) = load_study(study).models
+    assert entry.path(entry.adapter) == ROOT / "models" / "smollm2-135m-ru-ts"
+    assert entry.path("models/other") == tmp_path / "models" / "other"
+    assert entry.path("/x") == Path("/x") and entry.model_copy().path("m") == tmp_path / "m"
+
+
 # ---- what is refused
+
+
+def sharded(folder: Path, place: str = "") -> dict[str, str]:
+    """Move the weights into two files, under `place`, with an index."""
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    (folder / place).mkdir(exist_ok=True)
+    index = {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        file = f"{place}part-{number}.safetensors"
+        save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(part, file)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return index
+
+
+def test_every_weight_file_is_part_of_the_hash(copy: Path, llama: Path) -> None:
+    sharded(copy, "deep/")
+    before = load(entry(copy))
+    torch.testing.assert_close(before.model(IDS).logits, load(entry(llama)).model(IDS).logits)
+    file = copy / "deep" / "part-1.safetensors"
+    weights = load_file(file)
+    next(iter(weights.values())).view(-1)[0] += 1e-3
+    save_file(weights, file, metadata={"format": "pt"})
+    assert load(entry(copy)).revision != before.revision
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_a_broken_index_is_named(copy: Path, content: str) -> None:
+    sharded(copy)
+    (copy / "model.safetensors.index.json").write_text(content)
+    refused(r"model.safetensors.index.json cannot be read \(.*\); .* fetch or copy it again", copy)
+
+
+@pytest.mark.parametrize("place", ["../part.safetensors", "/etc/part.safetensors", "a/../../b.safetensors"])
+def test_weights_outside_the_folder_are_refused(copy: Path, place: str) -> None:
+    index = sharded(copy) | {"model.norm.weight": place}
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    refused("which is not in its folder; expected weights beside it", copy)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_found_at_load(copy: Path, value: float) -> None:
+    weights = load_file(copy / "model.safetensors")
+    weights["model.embed_tokens.weight"][7, 3] = value  # a row that no check reads
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    refused("its weight model.embed_tokens.weight holds values that are not finite in float32", copy)
 
 
 def test_folders_without_weights_tokenizer_or_config(copy: Path) -> None:
@@ -197,9 +278,9 @@ def test_embeddings_that_are_not_what_the_model_reads(tmp_path: Path, monkeypatc
 
 def test_logits_that_overflow(copy: Path) -> None:
     weights = load_file(copy / "model.safetensors")
-    weights["model.norm.weight"] *= 1e6
+    weights["model.norm.weight"] *= 6e4  # which is a float16, and its products are not
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    refused("not finite in float16; use dtype: float32", copy, dtype="float16")
+    refused("its logits are not finite in float16; use dtype: float32", copy, dtype="float16")
 
 
 def test_layers_spread_over_devices_compute_the_same(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Study files: what is read, and the one line that each wrong file is answered with."""
 
 import json
+import time
 import unicodedata
 from pathlib import Path
 
@@ -86,6 +87,10 @@ def test_the_original_pair_is_two_ids_away():
     assert study.texts[0].text == "Сколько планет в Солнечной системе?" and study.texts[0].target == "sum_logits"
 
 
+MERGES = "".join(
+    f"k{n}: &k{n} {{<<: [{', '.join([f'*k{n - 1}'] * 9)}], a{n}: 1}}\n" if n else "k0: &k0 {a: 1}\n" for n in range(9)
+)
+LISTS = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9) if n else 1}]\n" for n in range(12)) + "models: *k11"
 WRONG = {
     "unknown key, nearest named": (MODEL + TEXT + "tolerence: 1", "tolerence: unknown key; did you mean 'tolerance'?"),
     "unknown key in a model": (
@@ -179,7 +184,29 @@ WRONG = {
         "could not determine a constructor for the tag",
     ),
     "a list in itself": ("models: &a [*a]\n" + TEXT, "models[0]: expected a mapping of keys"),
-    "too deep": ("[" * 10_000, "not readable as YAML"),
+    "too deep": ("[" * 10_000, "not readable as YAML: its lists or mappings are nested too deep"),
+    "an unknown method": (
+        MODEL + TEXT + "methods: [ablation, ablatoin]",
+        "methods[1]: unknown method 'ablatoin'; did",
+    ),
+    "too few draws for an error": (
+        MODEL + TEXT + "draws: 2",
+        "draws: input should be greater than or equal to 3",
+    ),
+    "a prompt without a word": (
+        MODEL + TEXT + "max_tokens: 1",
+        "max_tokens: input should be greater than or equal",
+    ),
+    "an absence twice": (MODEL + TEXT + "absences: [mean, mean]", "absences[1]: has the name 'mean' of absences[0]"),
+    "an unknown absence": (MODEL + TEXT + "absences: [gone]", "absences[0]: expected 'dropped', 'hidden', 'mean'"),
+    "no absence": (MODEL + TEXT + "absences: []", "absences: the list is empty; give at least one"),
+    "claims of nobody": (MODEL + TEXT + "claims: mine", "claims: expected 'original', got 'mine'"),
+    "one label written in two ways": (
+        "models: [{label: \u8c48, model: m}, {label: \uf900, model: n}]\n" + TEXT,
+        "models[1]: has the label",
+    ),
+    "a bomb of merges": (MERGES, "its aliases unfold to more than 10000 values; write out what they stand for"),
+    "a bomb of lists": (LISTS, "its aliases unfold to more than 10000 values"),
 }
 
 
@@ -191,6 +218,26 @@ def test_a_wrong_study_is_told_in_one_line(write, content, expected):
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and expected in message
     assert message.isprintable() and len(message) < len(str(path)) + 300
+
+
+def test_a_bomb_is_told_at_once(write):
+    """Nine aliases in nine lines stand for 400 million values: what is written is counted, not what it unfolds to."""
+    start = time.process_time()
+    for bomb in (MERGES, LISTS):
+        with pytest.raises(UserError):
+            load_study(write(bomb))
+    assert time.process_time() - start < 5
+
+
+def test_aliases_that_stand_for_little_are_read(write):
+    study = load_study(
+        write(
+            "models:\n  - &one {label: a, model: m, dtype: bfloat16}\n  - {<<: *one, label: b}\n"
+            "texts: [{id: a, text: &t hello}, {id: b, text: *t}]\n"
+        )
+    )
+    assert [(model.label, model.dtype) for model in study.models] == [("a", "bfloat16"), ("b", "bfloat16")]
+    assert study.texts[1].text == "hello"
 
 
 def test_several_faults_name_the_first_and_count_the_rest(write):

@@ -33,5 +33,10 @@ def shown(value: object, limit: int = 60) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The part of a library's message that fits into one of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The part of a library's message that fits into one of ours: its first line, with the next where it only opens.
+
+    >>> first_line(RuntimeError("Error(s) in loading:\\n\\tsize mismatch for w\\n\\tand for v"))
+    'Error(s) in loading: size mismatch for w'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 1 + lines[0].endswith(":")])

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from xai_utils.errors import UserError, first_line
-from xai_utils.files import locate
+from xai_utils.models.entry import ModelEntry
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def folder(name: str) -> Path:
-    """The adapter's folder. Raises UserError: no such folder, no adapter in it, or a pickled one."""
-    path = locate(name)
+def folder(entry: ModelEntry) -> Path:
+    """The folder of an entry's adapter. Raises UserError: no such folder, no adapter in it, or a pickled one."""
+    name = entry.adapter or ""
+    path = entry.path(name)
     if not path.is_dir():
-        raise UserError(f"adapter {name}: no such folder; expected a PEFT adapter's folder")
+        raise UserError(f"adapter {name}: there is no folder {path}; expected a PEFT adapter's folder")
     for file in (CONFIG, WEIGHTS):
         if not (path / file).is_file():
             raise UserError(

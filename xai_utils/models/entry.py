@@ -1,11 +1,13 @@
 """One model of a study, as its file names it."""
 
 import re
-from typing import Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Strict, model_validator
+from pydantic import AfterValidator, PrivateAttr, Strict, model_validator
 
 from xai_utils.fields import Entry, FileName, Text
+from xai_utils.files import ROOT, locate
 
 
 def _device(name: str) -> str:
@@ -35,6 +37,21 @@ class ModelEntry(Entry):
     device_map: Literal["auto"] | None = None  # layers spread over all devices and main memory, by accelerate
     quantization: Literal["8bit", "4bit"] | None = None  # by bitsandbytes, where it is installed
     document_start: Text | None = None
+    _home: Path | None = PrivateAttr(None)  # the folder of the study's file
+
+    def model_post_init(self, context: Any) -> None:
+        self._home = (context or {}).get("home")
+
+    def path(self, name: str) -> Path:
+        """Where a file or folder lies that this entry names: from its study's folder, else from the repository.
+
+        Without a study's file it is looked for from the current folder first.
+        """
+        given = Path(name).expanduser()
+        if self._home is None or given.is_absolute():
+            return locate(name)
+        near = self._home / given
+        return near if near.exists() or not (ROOT / given).exists() else ROOT / given
 
     @model_validator(mode="after")
     def _rows_need_adapter(self) -> Self:

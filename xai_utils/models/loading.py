@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from xai_utils.errors import UserError, first_line, shown
-from xai_utils.files import cache_folder, file_sha256, locate
+from xai_utils.files import cache_folder, file_sha256
 from xai_utils.models import adapters, convert, download, hub, kernels
 from xai_utils.models.entry import ModelEntry
 
@@ -101,13 +101,13 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
     Raises UserError, one line, for whatever is wrong with the entry, its files, the Hub, the cache or the device.
     """
     device = _device(entry.device)
-    folder, revision = _source(entry.model, entry.revision, hub.MODEL_FILES)
+    folder, revision = _source(entry, entry.model, entry.revision, hub.MODEL_FILES)
     _check_weights(folder, entry.model)
     with convert.quiet():
         tokenizer, tokenizer_revision = _tokenizer(entry, folder)
         model = _model(folder, entry, attention, device)
         if entry.adapter:
-            adapter = adapters.folder(entry.adapter)
+            adapter = adapters.folder(entry)
             before = adapters.embedding_matrix(model).clone() if entry.rows else None
             model = adapters.merge(model, adapter)
             revision += f"+adapter:{content_hash(adapter)}"
@@ -126,9 +126,9 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
 # ---- from a name to a folder
 
 
-def _source(name: str, revision: str | None, files: list[str]) -> tuple[Path, str]:
-    """The local folder that `name` means, and the revision of what is in it."""
-    path = locate(name)
+def _source(entry: ModelEntry, name: str, revision: str | None, files: list[str]) -> tuple[Path, str]:
+    """The local folder that `name` means in an entry, and the revision of what is in it."""
+    path = entry.path(name)
     local = path.exists()
     if revision and (name in download.BUILT_IN or local):
         raise UserError(f"{name}: revision {revision!r} is given, and only a Hub model has revisions; leave it out")
@@ -148,12 +148,35 @@ def _source(name: str, revision: str | None, files: list[str]) -> tuple[Path, st
 def content_hash(folder: Path) -> str:
     """SHA-256 over names and contents of the files that make a model, the same wherever the folder lies.
 
-    Read in full each time: half a gigabyte takes half a second, and a remembered hash could outlive its file.
+    Read in full each time: half a gigabyte takes half a second, and a remembered hash could outlive its file. Raises
+    UserError as `weight_files` does.
     """
     kinds = {".safetensors", ".json", ".jinja", ".model", ".txt"}
-    files = sorted(path for path in folder.iterdir() if path.suffix in kinds and path.is_file())
-    lines = [f"{path.name} {file_sha256(path)}" for path in files]
+    beside = {path.name for path in folder.iterdir() if path.suffix in kinds and path.is_file()}
+    names = sorted(beside | {name for name in weight_files(folder) if (folder / name).is_file()})
+    lines = [f"{name} {file_sha256(folder / name)}" for name in names]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The weight files that a folder's index names; empty without an index.
+
+    Raises UserError for an index that cannot be read, or that names a file outside the folder.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    try:
+        named = {str(Path(part)) for part in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{index} cannot be read ({type(error).__name__}: {first_line(error)}); "
+            "expected the index that save_pretrained writes; fetch or copy it again"
+        ) from None
+    outside = sorted(part for part in named if Path(part).is_absolute() or ".." in Path(part).parts or "\\" in part)
+    if outside:
+        raise UserError(f"{index} names {shown(outside[0])}, which is not in its folder; expected weights beside it")
+    return sorted(named)
 
 
 def _check_weights(folder: Path, name: str) -> None:
@@ -161,11 +184,8 @@ def _check_weights(folder: Path, name: str) -> None:
         raise UserError(f"{name} is an adapter; name its base as the model, and this folder as `adapter:`")
     if not (folder / "config.json").is_file():
         raise UserError(f"{name} has no config.json; expected a model's folder as save_pretrained writes it")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        parts = set(json.loads(index.read_text())["weight_map"].values())
-        lost = sorted(part for part in parts if not (folder / part).is_file())
-        if lost:
+    if parts := weight_files(folder):
+        if lost := [part for part in parts if not (folder / part).is_file()]:
             raise UserError(
                 f"{name} lacks {len(lost)} of its {len(parts)} weight files, {lost[0]} first; fetch or copy it again"
             )
@@ -259,10 +279,10 @@ def _model(folder: Path, entry: ModelEntry, attention: Attention, device: torch.
 def _tokenizer(entry: ModelEntry, folder: Path) -> tuple[PreTrainedTokenizerFast, str]:
     """The entry's own tokenizer, else the adapter's, else the model's; with the end of the revision that it makes."""
     if entry.tokenizer:
-        own, revision = _source(entry.tokenizer, None, hub.TOKENIZER_FILES)
+        own, revision = _source(entry, entry.tokenizer, None, hub.TOKENIZER_FILES)
         return _read_tokenizer(own, entry.tokenizer), f"+tokenizer:{revision}"
-    if entry.adapter and _has_tokenizer(adapters.folder(entry.adapter)):
-        return _read_tokenizer(adapters.folder(entry.adapter), entry.adapter), ""
+    if entry.adapter and _has_tokenizer(adapters.folder(entry)):
+        return _read_tokenizer(adapters.folder(entry), entry.adapter), ""
     return _read_tokenizer(folder, entry.model), ""
 
 
@@ -314,6 +334,7 @@ def _document_start(entry: ModelEntry, tokenizer: PreTrainedTokenizerFast) -> in
 def usable(loaded: LoadedModel) -> LoadedModel:
     """The model itself. Raises UserError where it cannot be explained: see the checks below."""
     _check_vocabulary(loaded)
+    _check_numbers(loaded)
     _check_passes(loaded)
     return loaded
 
@@ -326,6 +347,19 @@ def _check_vocabulary(loaded: LoadedModel) -> None:
             f"{loaded.label}: its tokenizer has token ids up to {highest} and its model {rows} embedding rows; "
             "expected a tokenizer that fits; nothing is resized, which would add random rows"
         )
+
+
+@torch.no_grad()
+def _check_numbers(loaded: LoadedModel) -> None:
+    """A row that no short pass reads may hold what is no number, and would be met in the middle of a study."""
+    for name, weight in loaded.model.named_parameters():
+        if not weight.is_floating_point() or weight.is_meta or not weight.numel():
+            continue
+        if not torch.stack(weight.aminmax()).isfinite().all():
+            raise UserError(
+                f"{loaded.label}: its weight {name} holds values that are not finite in {loaded.entry.dtype}; expected "
+                "numbers; get the whole checkpoint, or use dtype: float32"
+            )
 
 
 def _check_passes(loaded: LoadedModel) -> None:

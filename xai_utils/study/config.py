@@ -1,10 +1,11 @@
 """A study file: one YAML file that names models, texts, methods and their settings, read and checked as a whole.
 
-Whatever is wrong with it becomes one `UserError` whose single line names the file and the key. Names of methods are
-checked where the table of methods stands (explain.py), so this module computes nothing.
+Whatever is wrong with it becomes one `UserError` whose single line names the file and the key. Its paths start from
+the folder that it lies in.
 """
 
 import re
+import unicodedata
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,6 +21,7 @@ from xai_utils.models.entry import ModelEntry
 from xai_utils.text.entry import Reading, TargetKind, TextEntry
 
 PUBLISHED = ROOT / "studies" / "default.yaml"
+UNFOLDED = 10_000  # values that aliases may add: a few hundred bytes can stand for billions
 
 
 Baseline = Literal["mean", "zero", "eos", "space", "sampled"]
@@ -44,7 +46,7 @@ class Study(Reading):
     methods: Annotated[tuple[Text, ...], Field(min_length=1)] = ("integrated_gradients", "ablation", "sensitivity")
     continuation: Count = 4  # tokens of the model's own continuation that are explained, on the shortest text
     steps: Count = 50  # nodes of the original's fixed-step integrated gradients
-    draws: Count = 30  # of noise a token in sensitivity
+    draws: Annotated[int, Strict(), Field(ge=3)] = 30  # of noise a token in sensitivity; fewer have no error
     sigma: Positive = 0.1  # standard deviation of that noise, in embedding units
     seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = 0
     claims: Literal["original"] | None = None  # whose claims the report decides
@@ -81,10 +83,10 @@ def setting(name: str, value: object) -> Any:
 
 
 def _distinct(key: str, field: str, names: list[str]) -> None:
-    """Names become file names, and some file systems do not tell A from a."""
+    """Names become file names, and some file systems take A for a, or one way to write a letter for another."""
     seen: dict[str, int] = {}
     for index, name in enumerate(names):
-        first = seen.setdefault(name.casefold(), index)
+        first = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), index)
         if first != index:
             raise ValueError(f"{key}[{index}]: has the {field} {name!r} of {key}[{first}]; give each its own")
 
@@ -102,6 +104,24 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, refused where its aliases unfold to far more than is written."""
+        document = super().get_single_node()
+        sizes: dict[int, int] = {}
+        if document is not None and _unfolded(document, sizes) - len(sizes) > UNFOLDED:
+            raise ValueError(f"its aliases unfold to more than {UNFOLDED} values; write out what they stand for")
+        return document
+
+
+def _unfolded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a node is with its aliases written out; `sizes` remembers those of each node."""
+    if id(node) not in sizes:
+        sizes[id(node)] = 1  # of a node inside itself, which its reader refuses
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        sizes[id(node)] = 1 + sum(_unfolded(part, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -133,15 +153,26 @@ def load_study(path: str | Path) -> Study:
         raise UserError(f"{path}: the name {file.stem!r} is the published study's; give this file another name")
     for key in {"name", "published"} & content.keys():
         raise UserError(f"{path}: {key}: unknown key; {nearest(key, _keys(Study))}")
+    named = {"name": file.stem, "published": published, **{str(key): value for key, value in content.items()}}
     try:
-        return Study.model_validate(
-            {"name": file.stem, "published": published, **{str(k): v for k, v in content.items()}}
-        )
+        study = Study.model_validate(named, context={"home": file.resolve().parent})
     except ValidationError as error:
         # a list whose only entry is wrong is also called too short
         problems = [problem for problem in error.errors() if problem["type"] != "too_short" or not problem["input"]]
         more = f" (and {len(problems) - 1} more to mend after this)" if len(problems) > 1 else ""
         raise UserError(f"{path}: {_message(problems[0])}{more}") from None
+    _check_methods(study, str(path))
+    return study
+
+
+def _check_methods(study: Study, path: str) -> None:
+    from xai_utils.attribution.methods import method_named  # which takes torch along: after all else that can be wrong
+
+    for index, name in enumerate(study.methods):
+        try:
+            method_named(name)
+        except UserError as error:
+            raise UserError(f"{path}: methods[{index}]: {error}") from None
 
 
 def _read_yaml(file: Path, name: str) -> object:
@@ -158,8 +189,10 @@ def _read_yaml(file: Path, name: str) -> object:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise UserError(f"{name}: {place}not readable as YAML: {error.problem or error.context}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: not readable as YAML: {shown(str(error))}") from None
+    except ValueError as error:
+        raise UserError(f"{name}: not readable as YAML: {shown(str(error), 120)}") from None
+    except RecursionError:
+        raise UserError(f"{name}: not readable as YAML: its lists or mappings are nested too deep") from None
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

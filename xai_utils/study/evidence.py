@@ -304,7 +304,7 @@ def outdated(tables: Mapping[str, pd.DataFrame], study: Study) -> list[str]:
     for model in study.models:
         revisions = [revision for label, revision in computed_with(tables) if label == model.label]
         if model.adapter and revisions:
-            now = f"+adapter:{content_hash(adapters.folder(model.adapter))[:12]}"
+            now = f"+adapter:{content_hash(adapters.folder(model))[:12]}"
             if not all(now in revision for revision in revisions):
                 former.append(model.label)
     return former

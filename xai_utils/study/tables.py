@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 
 from xai_utils.attribution.target import UNITS
 from xai_utils.errors import UserError
 from xai_utils.evaluation.statistics import CASE
-from xai_utils.files import locate
 from xai_utils.study.config import Study
 from xai_utils.study.results import read_table
 
@@ -33,6 +33,11 @@ NAMES = (
     "attention_groups",
     "attention_change",
 )
+BESIDE = {  # what the makers of an adapter may leave beside it, and the columns that are read
+    "evaluation": ("model", "language", "kind", "tokens_per_word", "tokens_of_base", "bits_per_character")
+    + ("bits_per_character_of_base",),
+    "samples": ("model", "prompt", "continuation"),
+}
 NEEDED = ("tokenization", "word_scores", "attributions", "certificates")
 IG, ORIGINAL = "integrated_gradients", "fixed_steps"
 
@@ -131,15 +136,25 @@ def measured(study: Study) -> Measured:
             tables[name] = read_table(study, name)
         except UserError:
             continue
-    return Measured(study, tables | {name: beside_adapters(study, name) for name in ("evaluation", "samples")})
+    return Measured(study, tables | {name: beside_adapters(study, name) for name in BESIDE})
 
 
 def beside_adapters(study: Study, name: str) -> pd.DataFrame:
-    """A table that the makers of the study's adapters left beside them (`tables/<name>.csv`), by label; else empty."""
-    files = {
-        entry.label: locate(entry.adapter) / "tables" / f"{name}.csv"
-        for entry in study.models
-        if entry.adapter and entry.role == "adapted"
-    }
-    found = [pd.read_csv(file).assign(label=label) for label, file in files.items() if file.exists()]
+    """A table that the makers of the study's adapters left beside them (`tables/<name>.csv`), by label; else empty.
+
+    An adapter's folder may hold a table of that name and of another kind: one that lacks a column is left alone.
+    """
+    found = []
+    for entry in study.models:
+        if entry.adapter and entry.role == "adapted":
+            table = _read_csv(entry.path(entry.adapter) / "tables" / f"{name}.csv")
+            if set(BESIDE[name]) <= set(table.columns):
+                found.append(table.assign(label=entry.label))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def _read_csv(file: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(file)
+    except (OSError, ValueError):  # pandas' own errors are ValueErrors, and so is text that is not UTF-8
+        return pd.DataFrame()

@@ -229,6 +229,11 @@ def prepare(model: LoadedModel, entry: TextEntry, reading: Reading, study: str =
         for i, label, span in zip(ids, labels, spans, strict=True)
     )
     reach = max((span[1] for span in spans if span), default=0) if cut else len(text)
+    if not reach:
+        raise UserError(
+            f"text '{entry.id}': max_tokens {reading.max_tokens} leaves nothing of it for model '{model.label}', whose "
+            f"prompt starts with tokens of its own; expected {len(ids) + cut} for all of it; raise max_tokens"
+        )
     case = Case(
         study=study,
         text_id=entry.id,

@@ -1,11 +1,11 @@
 """One text of a study, as its file names it, and how texts become what a model reads."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, Strict, model_validator
 
 from xai_utils.errors import shown
-from xai_utils.fields import Count, Entry, FileName, Flag, Readable, Text
+from xai_utils.fields import Entry, FileName, Flag, Readable, Text
 
 TargetKind = Literal["logprob", "logit", "contrast", "sum_logits"]
 
@@ -14,7 +14,7 @@ class Reading(Entry):
     """How a text becomes what a model reads; a study holds these keys too, with the same defaults."""
 
     prefix: Literal["document_start", "none"] = "document_start"
-    max_tokens: Count = 128
+    max_tokens: Annotated[int, Strict(), Field(ge=2)] = 128  # a document start and something behind it
     normalisation: Literal["NFC", "NFKC", "none"] = "NFC"
 
 

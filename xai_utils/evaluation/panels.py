@@ -105,8 +105,8 @@ def candidates(cases: Sequence[Subsets], seed: int = 0) -> pd.DataFrame:
     """Table `panels`: a row a candidate of one to four absences, best mean share over all absences first.
 
     All are means over texts: `share` under all absences, with its bootstrap 95 % interval; `share_own` under the
-    panel's absences and `share_other` under the others; `of_ceiling` the share over that of the best single order; `stands` the
-    share of words with one sign over the panel, and `stands_elsewhere` how often these keep it under the other
+    panel's absences and `share_other` under the others; `of_ceiling` the share over that of the best single order;
+    `stands` the share of words with one sign over the panel, and `stands_elsewhere` how often these keep it under the other
     absences; `rank_correlation` and `same_top` as in `stability`. `passes` is what one subset of words costs.
     """
     absences = list(cases[0].values)
@@ -170,7 +170,7 @@ def rankings(cases: Sequence[Subsets], panel: Sequence[str]) -> pd.DataFrame:
     """Table `panel_methods`: the mean share over texts of rankings of words under each absence, a row a ranking.
 
     The panel, Shapley values and ablation under each absence, both orders of position, and the ceiling: each text's
-    best single order over all absences. `share` is the mean over absences, `share_other` over those that it does not use.
+    best single order over all absences. `share` is the mean over absences, `share_other` over those not its own.
     """
     rows = []
     for case in cases:

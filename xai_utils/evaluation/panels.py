@@ -106,7 +106,7 @@ def candidates(cases: Sequence[Subsets], seed: int = 0) -> pd.DataFrame:
 
     All are means over texts: `share` under all absences, with its bootstrap 95 % interval; `share_own` under the
     panel's absences and `share_other` under the others; `of_ceiling` the share over that of the best single order;
-    `stands` the share of words with one sign over the panel, and `stands_elsewhere` how often these keep it under the other
+    `stands` the share of words with one sign over the panel; `stands_elsewhere` how often these keep it under the other
     absences; `rank_correlation` and `same_top` as in `stability`. `passes` is what one subset of words costs.
     """
     absences = list(cases[0].values)

@@ -16,6 +16,7 @@ from tests.tiny import save_tiny, tiny_loaded, tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf
 from xai_utils.attribution.absence import with_common_mean
 from xai_utils.attribution.methods import METHODS
+from xai_utils.attribution.target import Objective
 from xai_utils.errors import UserError
 from xai_utils.study.config import Study, load_study
 
@@ -254,3 +255,27 @@ def test_comparing_without_an_answer_says_what_each_goes_on_with(model):
     assert f"tiny goes on with {own[0]!r}, twin with {own[1]!r}" in str(caught.value)
     with pytest.raises(UserError, match="both models are labelled 'tiny'"):
         xai.compare(TEXT, model, model, answer=ANSWER)
+
+
+def test_the_difference_is_shared_among_the_parts(model):
+    twin = tiny_loaded("llama", seed=1, label="twin")
+    pair = xai.compare(TEXT, model, twin, answer=ANSWER, method="ablation")
+    values = [
+        Objective(one, found.case, found.target)(model_inputs(one, found.case))[0].item()
+        for one, found in ((model, pair.base), (twin, pair.other))
+    ]
+    assert pair.parts["score"].sum() == pytest.approx(values[1] - values[0], abs=1e-3)
+    assert {"reading", "writing", "layers"} == set(pair.parts["kind"])
+    for line in ("writing the answer", f"{pair.parts['score'].iloc[1]:+.3g} nats"):
+        assert line in repr(pair)
+    assert xai.compare(TEXT, model, twin, answer=ANSWER, method="ablation", parts=False).parts.empty
+
+
+def model_inputs(model, case):
+    return model.embed(torch.tensor(case.ids))[None]
+
+
+def test_models_of_other_shapes_are_compared_by_words_alone(model):
+    pair = xai.compare(TEXT, model, tiny_loaded("gpt2", label="other"), answer=ANSWER, method="ablation")
+    assert pair.parts.empty and pair.words["difference"].notna().all()
+    assert "bodies of different shapes" in repr(pair) and "bodies of different shapes" in pair._repr_html_()

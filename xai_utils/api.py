@@ -13,6 +13,7 @@ from typing import Any
 from xai_utils.attribution.absence import with_common_mean
 from xai_utils.attribution.methods import DEFAULT, METHODS, method_named
 from xai_utils.attribution.result import Attribution
+from xai_utils.attribution.swap import Swap, swap
 from xai_utils.attribution.target import make_target
 from xai_utils.errors import UserError, nearest
 from xai_utils.evaluation.comparison import Comparison
@@ -111,27 +112,41 @@ def compare(
     other: LoadedModel,
     answer: str | None = None,
     *,
-    contrast: str | None = None,
+    parts: bool = True,
     **settings: Any,
 ) -> Comparison:
-    """Explain one answer under two models, on one scale, and what differs word by word.
+    """Explain one answer under two models, on one scale, and what makes the difference.
 
-    Takes the settings of `explain`. Models of one width share the embedding that stands for an absent word. Raises
-    UserError without an answer, since each model's own next word would be another question, and where `explain` does.
+    Takes the settings of `explain`. Models of one width share the embedding that stands for an absent word. `parts`
+    asks for the difference to be shared among what differs between models of one shape: how each word is read, how the
+    answer is written, groups of layers (swap attribution; 2^parts mixed models). Raises UserError without an answer,
+    since each model's own next word would be another question, and where `explain` does.
     """
     if base.label == other.label:
         raise UserError(f"both models are labelled {base.label!r}; give one another: load(..., label='other')")
-    models = with_common_mean([base, other])
+    models = base, other = with_common_mean([base, other])
     if answer is None:
-        chosen = {name: value for name, value in settings.items() if name in Reading.model_fields}
-        asked = [_case(text, model, None, None, settings.get("chat", False), Reading(**chosen)) for model in models]
-        own = [make_target(model, case).text for model, case in zip(models, asked, strict=True)]
+        own = [_goes_on(text, model, settings) for model in models]
         raise UserError(
             f"two models are compared on one answer, and none is given; {base.label} goes on with {own[0]!r}, "
             f"{other.label} with {own[1]!r}: use one of these, or another"
         )
-    found = [explain(text, model, answer, contrast=contrast, **settings) for model in models]
-    return Comparison(*found)
+    first, second = (explain(text, model, answer, **settings) for model in models)
+    return Comparison(first, second, *(_shared(base, other, first, second) if parts else (None, "")))
+
+
+def _goes_on(text: str, model: LoadedModel, settings: dict[str, Any]) -> str:
+    """The model's own next token."""
+    reading = checked(Reading, **{name: settings[name] for name in Reading.model_fields if name in settings})
+    return make_target(model, _case(text, model, None, None, settings.get("chat", False), reading)).text
+
+
+def _shared(base: LoadedModel, other: LoadedModel, first: Attribution, second: Attribution) -> tuple[Swap | None, str]:
+    """The swap attribution of two results, or why there is none."""
+    try:
+        return swap(base, other, first.case, second.case, first.target.kind), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def _setting(method: str, name: str, value: Any) -> Any:

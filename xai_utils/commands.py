@@ -74,6 +74,7 @@ def compare(
     model: Model = MODEL,
     adapter: Annotated[str | None, typer.Option("--adapter", help="PEFT folder that makes the other model")] = ADAPTER,
     other: Annotated[str | None, typer.Option("--other", help="the other model, instead of an adapter")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="word scores alone, without the parts that differ")] = False,
     contrast: Contrast = None,
     target: Target = "logprob",
     method: Name = None,
@@ -99,7 +100,7 @@ def compare(
     asked = {"contrast": contrast, "target": target, "chat": chat} | _method(method, settings)
     base = api.load(model, device=device, dtype=dtype)
     twin = api.load(other or model, None if other else adapter, device=device, dtype=dtype)
-    _show(api.compare(text, base, twin, answer, **asked), as_json, png)
+    _show(api.compare(text, base, twin, answer, parts=not quick, **asked), as_json, png)
 
 
 def methods() -> None:
@@ -186,7 +187,8 @@ def _numbers(found: Attribution | Comparison) -> dict[str, Any]:
         own = {"text": found.case.text, "words": _records(found.words), "tokens": _records(found.tokens)}
         certificate = next(iter(_records(proof)), None)
         return found.keys() | own | {"certificate": certificate, "verdicts": found.verdicts}
-    return {"words": _records(found.words), "models": [_numbers(found.base), _numbers(found.other)]}
+    models = [_numbers(found.base), _numbers(found.other)]
+    return {"words": _records(found.words), "parts": _records(found.parts), "models": models}
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

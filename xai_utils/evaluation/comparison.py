@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from xai_utils.attribution.result import Attribution
+from xai_utils.attribution.swap import Swap
 from xai_utils.attribution.tables import frame, word_rows
 from xai_utils.display import Displayed
 from xai_utils.evaluation.statistics import ROUNDING, WIDTH
@@ -24,6 +25,17 @@ class Comparison(Displayed):
 
     base: Attribution
     other: Attribution
+    swap: Swap | None = None  # the difference, shared among the parts in which the models differ
+    refused: str = ""  # why there is no swap
+
+    @property
+    def parts(self) -> pd.DataFrame:
+        """One row a part in which the models differ: part, kind (reading, writing, layers), score, error.
+
+        The scores sum to the difference between the models' values of the target; no rows where there is no swap.
+        """
+        rows = self.swap.rows() if self.swap else []
+        return pd.DataFrame(rows, columns=["part", "kind", "score", "error"])
 
     @property
     def labels(self) -> tuple[str, str]:

@@ -14,7 +14,19 @@ from numpy.typing import ArrayLike
 
 from xai_utils.attribution.result import Attribution
 from xai_utils.evaluation.comparison import Comparison
-from xai_utils.plots.sentence import Run, bar, change_mark, colours, reach_of, runs, title_of, value_of
+from xai_utils.plots.sentence import (
+    Run,
+    bar,
+    change_mark,
+    colours,
+    part_name,
+    reach_of,
+    runs,
+    shared_lines,
+    title_of,
+    value_of,
+)
+from xai_utils.plots.style import OPPOSES, SUPPORTS
 from xai_utils.text.cases import visible
 
 TOP = 12  # rows of a table that a long text shows at once
@@ -41,7 +53,19 @@ def comparison_html(pair: Comparison) -> str:
         for label, result in zip(pair.labels, results, strict=True)
         for line in result.verdicts
     )
-    return f'<div style="max-width:60em">{both}{_table(heads, rows, words["difference"])}{verdict}</div>'
+    shared = "".join(f"<div>{escape(visible(line))}</div>" for line in shared_lines(pair)) + _parts(pair)
+    return f'<div style="max-width:60em">{both}{_table(heads, rows, words["difference"])}{shared}{verdict}</div>'
+
+
+def _parts(pair: Comparison) -> str:
+    """The parts in which the models differ, with their shares of the difference."""
+    parts = pair.parts
+    if parts.empty:
+        return ""
+    reach = float(parts["score"].abs().max())
+    names, scores = [part_name(row) for row in parts.itertuples()], parts["score"].tolist()
+    rows = [[name, _cell(score), bar(score, reach, BLOCKS)] for name, score in zip(names, scores, strict=True)]
+    return _table(["part", f"share ({pair.base.unit})", ""], rows, parts["score"])
 
 
 def sentence_html(result: Attribution, reach: float | None = None) -> str:
@@ -93,10 +117,16 @@ def _table(heads: Sequence[str], rows: list[list[str]], sizes: ArrayLike) -> str
 
 def _rows(heads: Sequence[str], rows: list[list[str]]) -> str:
     def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f'<{tag} style="text-align:left">{escape(cell)}</{tag}>' for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f'<{tag} style="{_look(cell)}">{escape(cell)}</{tag}>' for cell in cells) + "</tr>"
 
     body = "".join(line("td", cells) for cells in rows)
     return f"<table><thead>{line('th', heads)}</thead><tbody>{body}</tbody></table>"
+
+
+def _look(cell: str) -> str:
+    """Text to the left, bars in the colour of their sign."""
+    colour = {"█": f";color:{SUPPORTS}", "░": f";color:{OPPOSES}"}
+    return "text-align:left" + colour.get(cell[:1], "")
 
 
 def _cell(value: object) -> str:

@@ -22,8 +22,9 @@ from matplotlib.textpath import TextToPath
 from xai_utils.attribution.methods import method_name
 from xai_utils.attribution.result import Attribution
 from xai_utils.errors import UserError
+from xai_utils.evaluation.comparison import Comparison
 from xai_utils.plots.style import INK, STYLE, Bars, bars, centred, diverging, fonts, heading, readable, style
-from xai_utils.text.cases import units
+from xai_utils.text.cases import units, visible
 
 WIDTH, HEIGHT = 9.0, 0.45  # inches of the figure and of a line in it
 WORD, SCORE = 11.0, 7.0  # points of letters
@@ -79,7 +80,7 @@ def shown_rows(result: Attribution) -> list[int]:
 
 def title_of(result: Attribution) -> str:
     """What is explained, how, and under which model, in one line."""
-    absent = f" ({result.baseline})" if result.baseline else ""
+    absent = f" ({result.baseline})" if result.baseline not in ("", "panel") else ""
     return f"{result.case.model}: {method_name(result.method)}{absent}, {result.target.kind} of “{result.target.text}”"
 
 
@@ -116,6 +117,24 @@ def change_mark(change: float, floor: float, stands: Any, reach: float, length: 
     return bar(change, reach, length) + (" stands" if stands is True else "")
 
 
+def shared_lines(pair: Comparison) -> list[str]:
+    """What the shares of the parts add up to, or why there are none."""
+    if pair.swap is None:
+        return [pair.refused] if pair.refused else []
+    change = pair.swap.f_other - pair.swap.f_base
+    how = "exact" if pair.swap.exact else "sampled"
+    return [
+        f"{pair.base.target.kind}: {pair.swap.f_base:.3g} under {pair.labels[0]}, {pair.swap.f_other:.3g} under "
+        f"{pair.labels[1]}; the difference of {change:+.3g} {pair.base.unit} by part ({how}):"
+    ]
+
+
+def part_name(row: Any) -> str:
+    """A row of `Comparison.parts` as a reader calls it."""
+    names = {"reading": f"reading “{row.part}”", "writing": "writing the answer"}
+    return visible(names.get(row.kind, row.part))
+
+
 # ---- figures
 
 
@@ -144,9 +163,11 @@ def sentences(results: Sequence[Attribution], title: str = "") -> Figure:
     reach, heads = reach_of(results), heading(title, WIDTH) if title else []
     broken = [_lines(result) for result in results]
     height = 0.1 + 0.2 * len(heads) + sum(0.35 + HEIGHT * len(lines) for lines in broken)
+    right = max(left + width for lines in broken for line in lines for left, width, _ in line)
+    width = WIDTH if title else max(right, *(_wide(title_of(result), 8) for result in results)) + 0.2
     with style():
-        fig = Figure(figsize=(WIDTH, height))
-        axes = fig.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))
+        fig = Figure(figsize=(width, height))
+        axes = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
         down = 0.1
         if heads:
@@ -156,8 +177,8 @@ def sentences(results: Sequence[Attribution], title: str = "") -> Figure:
             axes.text(0.1, down + 0.05, readable(title_of(result), 130), va="top", fontsize=8, color="#555555")
             down += 0.3
             for number, line in enumerate(lines):
-                for left, width, run in line:
-                    _draw(axes, result, run, (left, down + number * HEIGHT, width), reach)
+                for left, wide, run in line:
+                    _draw(axes, result, run, (left, down + number * HEIGHT, wide), reach)
             down += HEIGHT * len(lines) + 0.05
     return fig
 

@@ -11,7 +11,18 @@ from rich.text import Text
 
 from xai_utils.attribution.result import Attribution
 from xai_utils.evaluation.comparison import Comparison
-from xai_utils.plots.sentence import bar, change_mark, colours, reach_of, runs, shown_rows, title_of, value_of
+from xai_utils.plots.sentence import (
+    bar,
+    change_mark,
+    colours,
+    part_name,
+    reach_of,
+    runs,
+    shared_lines,
+    shown_rows,
+    title_of,
+    value_of,
+)
 from xai_utils.text.cases import units, visible
 
 BAR = 24  # cells of the longest bar
@@ -36,6 +47,9 @@ def lines(shown: Attribution | Comparison) -> list[Text]:
         found += [Text(visible(title_of(result)), "dim"), _sentence(result, reach)]
     rows = _word_rows(shown) if isinstance(shown, Attribution) else _pair_rows(shown, reach)
     found += [Text(line, no_wrap=True) for line in rows]
+    if not isinstance(shown, Attribution):
+        found += [Text(visible(line)) for line in shared_lines(shown)]
+        found += [Text(line, no_wrap=True) for line in _part_rows(shown)]
     for result in results:
         whose = f"{visible(result.case.model)}: " if len(results) > 1 else ""
         found += [Text(whose + line, "" if result.certified else "bold") for line in result.verdicts]
@@ -74,6 +88,19 @@ def _pair_rows(pair: Comparison, reach: float) -> list[str]:
         told = change_mark(change, floor, stands, reach, BAR)
         rows.append(f"  {word}  {base:>+{width}.3g}  {other:>+{width}.3g}  {change:+9.3g}  {told}")
     return rows
+
+
+def _part_rows(pair: Comparison) -> list[str]:
+    """A part, a bar of its share of the difference and its value to a line."""
+    parts = pair.parts
+    if parts.empty:
+        return []
+    reach, names = float(parts["score"].abs().max()), _fitted(part_name(row) for row in parts.itertuples())
+    bars = [bar(score, reach, BAR) for score in parts["score"]]
+    return [
+        f"  {name}  {drawn:{BAR}}  {score:+.3g} {pair.base.unit}"
+        for name, drawn, score in zip(names, bars, parts["score"], strict=True)
+    ]
 
 
 def _fitted(texts: Iterable[str]) -> list[str]:

@@ -40,8 +40,9 @@ class Bridge:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a step, of the table `bridge`."""
+        ends = {"f_base": self.f_base, "f_other": self.f_other}
         return [
-            self.keys | {"step": step, "score": score}
+            self.keys | {"step": step, "score": score} | ends
             for step, score in zip(self.steps, self.scores.tolist(), strict=True)
         ]
 

@@ -171,7 +171,7 @@ class Figures:
 
     def show(self, kind: str, label: str, caption: Sentence | str = "") -> Finished:
         """A figure with its alt text and caption, as Markdown; nothing where the study has no such figure."""
-        names = sorted(path.name for path in self.folder.glob(f"[0-9][0-9]_{kind}_{label}.png"))
+        names = sorted(path.name for path in self.folder.glob(f"[0-9][0-9]_{kind}.{label}.png"))
         if not names:
             return Finished("")
         self.used.add(names[0])

@@ -200,7 +200,7 @@ def written(found, tmp_path, monkeypatch) -> Measured:
     monkeypatch.setenv("XAI_RUNS", str(tmp_path))
     for name, table in found.tables.items():
         results.write_table(table, found.study, name)
-    save(figure(2, 1), results.folders(found.study).figs / "05_words_ru-ts.png", alt="Words *differ* by $5 | {{x}}")
+    save(figure(2, 1), results.folders(found.study).figs / "05_words.ru-ts.png", alt="Words *differ* by $5 | {{x}}")
     return found
 
 
@@ -212,9 +212,9 @@ def test_build_writes_the_page_its_figures_and_nothing_else_published(written, t
     text = page.read_text(encoding="utf-8")
     assert page == tmp_path / "made" / "report" / "blog" / "index.md"
     assert text.startswith('---\nweight: 1\nbookFlatSection: true\ntitle: "')
-    assert [path.name for path in (page.parent / "figs").iterdir()] == ["05_words_ru-ts.png"]
+    assert [path.name for path in (page.parent / "figs").iterdir()] == ["05_words.ru-ts.png"]
     assert (
-        "![Words \\*differ\\* by &dollar;5 &vert; &lbrace;&lbrace;x&rbrace;&rbrace;](figs/05_words_ru-ts.png)" in text
+        "![Words \\*differ\\* by &dollar;5 &vert; &lbrace;&lbrace;x&rbrace;&rbrace;](figs/05_words.ru-ts.png)" in text
     )
     assert build.build(written.study).read_text(encoding="utf-8") == text
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 import pandas as pd
 
 from xai_utils.attribution.methods import method_name
-from xai_utils.attribution.target import UNITS
+from xai_utils.attribution.target import UNITS, Target
 from xai_utils.evaluation.agreement import leaderboard, one_setting
+from xai_utils.evaluation.behaviour import behaviour
 from xai_utils.evaluation.faithfulness import faithfulness
 from xai_utils.evaluation.statistics import differences
+from xai_utils.models.loading import LoadedModel
 from xai_utils.study.explainer import Explainer
 from xai_utils.study.jobs import Job
 from xai_utils.study.progress import progress
 from xai_utils.study.tables import IG, Measured
+from xai_utils.text.cases import Case
 
 TOP = 3
 DIFFERENCE = (
@@ -41,6 +44,17 @@ def highest(measured: Measured, text: str, k: int = TOP) -> pd.DataFrame:
     return wide.reindex([name for name in order if name in wide.index])[
         [label for label in measured.labels if label in wide]
     ].reset_index()
+
+
+def behaviours(book: Explainer) -> pd.DataFrame:
+    """Table `behaviour` of a study: how sure every model is of every answer, and how it would go on by itself."""
+    cases = [(label, entry.id) for label in book.models for entry in book.study.texts]
+    book.fill(book.job(*case, _behaviour) for case in cases)
+    return pd.concat([book.cached_table(*case, _behaviour) for case in cases], ignore_index=True)
+
+
+def _behaviour(model: LoadedModel, case: Case, target: Target) -> pd.DataFrame:
+    return behaviour(model, case)
 
 
 def deletion_tests(book: Explainer, word_scores: pd.DataFrame) -> pd.DataFrame:

@@ -158,6 +158,7 @@ def test_bars_by_word_and_by_token(model):
         widths = [bar.get_width() for bar in axes.patches]
         scores = (found.words if by == "word" else found.tokens)["score"].dropna()
         np.testing.assert_allclose(widths, scores)
+    assert found.plot()._repr_png_().startswith(b"\x89PNG")  # a notebook shows it without pyplot
     with pytest.raises(UserError, match="by is 'letter'; expected word or token"):
         found.plot("letter")
 

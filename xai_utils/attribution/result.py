@@ -138,7 +138,8 @@ class Attribution(Displayed):
             lines.append("no certificate of the sum")
         if self.stands is not None:
             there = np.isfinite(self.word_scores)
-            lines.append(f"{self.stands[there].sum()} of {there.sum()} words stand: one sign over all absences")
+            explained = [row for row, unit in enumerate(units(self.case)) if unit.is_word and there[row]]
+            lines.append(f"{self.stands[explained].sum()} of {len(explained)} words stand: one sign over all absences")
         return lines
 
     @property
@@ -187,7 +188,8 @@ class Attribution(Displayed):
 
     def png(self) -> bytes:
         """The sentence in colour, as a picture."""
-        from xai_utils.plots.sentence import png, sentences
+        from xai_utils.plots.sentence import sentences
+        from xai_utils.plots.style import png
 
         return png(sentences([self]))
 

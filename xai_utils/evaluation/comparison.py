@@ -87,6 +87,6 @@ class Comparison(Displayed):
 
     def png(self) -> bytes:
         """The sentence in colour, as a picture."""
-        from xai_utils.plots.sentence import png
+        from xai_utils.plots.style import png
 
         return png(self.plot())

@@ -95,13 +95,17 @@ def _span(result: Attribution, run: Run, reach: float) -> str:
 
 
 def _scores(result: Attribution) -> str:
-    """The table of `Attribution.words`; columns in which a method has nothing are left out."""
+    """The table of `Attribution.words`; columns in which a method has nothing, or no error, are left out."""
     words, reach = result.words, reach_of([result])
+    words["error"] = words["error"].where(words["error"] > 0)
     columns = [name for name in words.columns if name in ("word", "score") or words[name].notna().any()]
-    heads = [f"score ({result.unit})" if name == "score" else name for name in columns]
-    rows = [
-        [*(_cell(row[name]) for name in columns), bar(row["score"], reach, BLOCKS)] for row in words.to_dict("records")
-    ]
+    heads = [{"score": f"score ({result.unit})", "error": "±"}.get(name, name) for name in columns]
+    rows = []
+    for row in words.to_dict("records"):
+        cells = {name: _cell(row[name]) for name in columns}
+        if "error" in cells:
+            cells["error"] = cells["error"].removeprefix("+")
+        rows.append([*cells.values(), bar(row["score"], reach, BLOCKS)])
     return _table([*heads, ""], rows, words["score"])
 
 

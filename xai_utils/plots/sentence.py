@@ -6,7 +6,6 @@ Several results share one scale. html.py and terminal.py show the same runs of t
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from xai_utils.attribution.methods import method_name
 from xai_utils.attribution.result import Attribution
 from xai_utils.errors import UserError
 from xai_utils.evaluation.comparison import Comparison
-from xai_utils.plots.style import INK, STYLE, Bars, bars, centred, diverging, fonts, heading, readable, style
+from xai_utils.plots.style import INK, STYLE, Bars, Drawing, bars, centred, diverging, fonts, heading, readable, style
 from xai_utils.text.cases import units, visible
 
 WIDTH, HEIGHT = 9.0, 0.45  # inches of the figure and of a line in it
@@ -166,7 +165,7 @@ def sentences(results: Sequence[Attribution], title: str = "") -> Figure:
     right = max(left + width for lines in broken for line in lines for left, width, _ in line)
     width = WIDTH if title else max(right, *(_wide(title_of(result), 8) for result in results)) + 0.2
     with style():
-        fig = Figure(figsize=(width, height))
+        fig = Drawing(figsize=(width, height))
         axes = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
         down = 0.1
@@ -181,14 +180,6 @@ def sentences(results: Sequence[Attribution], title: str = "") -> Figure:
                     _draw(axes, result, run, (left, down + number * HEIGHT, wide), reach)
             down += HEIGHT * len(lines) + 0.05
     return fig
-
-
-def png(fig: Figure) -> bytes:
-    """A figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    with style():
-        fig.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def _lines(result: Attribution) -> list[list[tuple[float, float, Run]]]:

@@ -66,9 +66,24 @@ def style() -> Any:
     return mpl.rc_context(STYLE | {"font.family": list(fonts())})
 
 
+class Drawing(Figure):
+    """A figure that shows itself in a notebook without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def png(fig: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    with style():
+        fig.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
 def figure(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches, with some room around what is drawn."""
-    fig = Figure(figsize=(width, height), layout="constrained")
+    fig = Drawing(figsize=(width, height), layout="constrained")
     fig.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
     return fig
 
@@ -117,12 +132,11 @@ def save(fig: Figure, path: Path, *, alt: str) -> Image:
     """
     if not alt.strip():
         raise UserError(f"{path.name}: a figure needs an alt text; expected a sentence that states what it shows")
-    drawn, buffer = io.BytesIO(), io.BytesIO()
-    with style():
-        fig.savefig(drawn, format="png")
-    told = PngInfo()
+    buffer, told = io.BytesIO(), PngInfo()
     told.add_text("Description", alt)
-    picture = Pictures.open(drawn).convert("RGB")  # 256 colours: a quarter of the bytes, so that notebooks stay small
+    picture = Pictures.open(io.BytesIO(png(fig))).convert(
+        "RGB"
+    )  # 256 colours: a quarter of the bytes, so that notebooks stay small
     picture.quantize(256, Pictures.Quantize.FASTOCTREE, dither=Pictures.Dither.NONE).save(
         buffer, "PNG", optimize=True, pnginfo=told
     )

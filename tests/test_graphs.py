@@ -91,6 +91,15 @@ def test_a_changed_model_is_recorded_anew_and_a_hooked_or_watched_one_runs(made,
     assert [ask(), ask()] == [(2, 2), (3, 3)]
 
 
+def test_a_batch_that_fills_half_a_pass_is_not_recorded(made, model, monkeypatch):
+    own = objective(model)
+    monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: 4 * own.length)
+    for count, expected in ((2, 1), (3, 1)):
+        for _ in range(3):
+            own.values(own.inputs.expand(count, -1, -1))
+        assert len(made) == expected
+
+
 def test_only_so_many_recordings_are_kept(made, model, monkeypatch):
     monkeypatch.setattr(graphs, "MOST", 2)
     own = objective(model)

@@ -1,6 +1,7 @@
 """Residual-guided integration against closed forms and against very many plain steps."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -9,7 +10,16 @@ import torch
 from tests.tiny import tiny_loaded
 from xai_utils.attribution.absence import baseline_rows
 from xai_utils.attribution.embedding_path import EmbeddingPath
-from xai_utils.attribution.path import FIRST_ROUND, SMOOTH, _interlace, _Known, _smooth_pieces, integrate
+from xai_utils.attribution.path import (
+    FIRST_ROUND,
+    SMOOTH,
+    _interlace,
+    _Known,
+    _smooth_pieces,
+    _Stretch,
+    _worst,
+    integrate,
+)
 from xai_utils.attribution.patterson import rule
 from xai_utils.attribution.target import Objective, make_target
 from xai_utils.errors import UserError
@@ -171,3 +181,20 @@ def test_deep_random_model_from_zero_is_reported_not_converged():
     *_, certificate = integrate(EmbeddingPath(objective, start), 0.01, 200)
     assert not certificate.converged
     assert dataclasses.asdict(certificate)["evaluations"] <= 200
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_round_takes_no_piece_that_could_be_spared(seed):
+    """Against all sets of pieces: none that is smaller leaves the others within the tolerance."""
+    stretches = [_Stretch(0, 1, 0, np.zeros(7), np.zeros(7), np.zeros((7, 1)), 0.0)] * 7
+    errors = np.random.default_rng(seed).exponential(0.01, 7)
+    unproven = np.stack([errors, np.zeros(7)])
+    sizes = [
+        len(chosen)
+        for count in range(8)
+        for chosen in itertools.combinations(range(7), count)
+        if errors.sum() - errors[list(chosen)].sum() <= 0.02
+    ]
+    assert len(_worst(stretches, unproven, 0.02, 1000)) == min(sizes)
+    assert len(_worst(stretches, unproven, 0.02, 8 * 2)) == min(2, *sizes)  # eight evaluations a piece
+    assert not _worst(stretches, unproven, 1.0, 1000)

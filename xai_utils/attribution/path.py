@@ -32,7 +32,6 @@ FIRST = ((0.0, 0.5), (0.5, 1.0))
 FIRST_ROUND = 7 * len(FIRST)  # gradient evaluations before anything is known
 POINTS = np.linspace(0, 1, 9)  # of a piece, where F is looked at before any gradient
 SMOOTH = 2.0  # tolerances: how far F may lie from its polynomial on a piece that is not halved
-NEARLY = 0.8  # of the worst piece's error: what is refined in the same round
 GAIN = 0.05  # the most that a larger rule's gain on the sum is trusted to hold for a single part
 
 
@@ -192,9 +191,8 @@ def integrate(
     while True:
         residuals = np.array([abs(stretch.residual) for stretch in stretches]) / known.scale
         errors = np.array([stretch.errors for stretch in stretches]) / known.scale
-        loose, worst_part = residuals.sum() > tolerance, int(errors.sum(0).argmax())
-        need = residuals * loose + errors[:, worst_part] * (errors.sum(0).max() > tolerance)
-        chosen = _worst(stretches, need, budget - known.gradients)
+        unproven = np.stack([residuals, errors[:, errors.sum(0).argmax()]])
+        chosen = _worst(stretches, unproven, tolerance, budget - known.gradients)
         if not chosen:
             break
         wanted = [request for index in chosen for request in _refine(stretches[index])]
@@ -214,14 +212,22 @@ def integrate(
     return tuple(stretch.piece() for stretch in stretches), scores, errors.sum(0) * known.scale, certificate
 
 
-def _worst(stretches: list[_Stretch], need: np.ndarray, left: int) -> set[int]:
-    """The pieces nearly as bad as the worst, as far as the budget goes; none when nothing is needed."""
+def _worst(
+    stretches: list[_Stretch], unproven: Float[np.ndarray, "criterion piece"], tolerance: float, left: int
+) -> set[int]:
+    """The worst pieces: as many as must become exact for the others to add up to the tolerance, or as the budget takes.
+
+    Fewer would not do, so a round is as large as it can be without waste.
+    """
+    rest = unproven.sum(1)
+    need = unproven[rest > tolerance].sum(0)
     chosen: set[int] = set()
-    for index in np.argsort(-need):
+    for index in np.argsort(-need, kind="stable"):
         cost = _cost(stretches[index])
-        if need[index] <= 0 or need[index] < NEARLY * need.max() or cost > left:
+        if (rest <= tolerance).all() or cost > left:
             break
         chosen.add(int(index))
+        rest = rest - unproven[:, index]
         left -= cost
     return chosen
 

@@ -194,7 +194,9 @@ class Objective:
     # ---- one pass
 
     def _whole(self, function: Callable[..., tuple[Tensor, Tensor]], embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """`_outcomes` or `_differentiated` of whole prompts, by a recording where there is one of their shape."""
+        """`_outcomes` or `_differentiated` of whole prompts; a small batch by a recording where one has its shape."""
+        if len(embeds) * self.length > positions(self.model) // 2:
+            return function(embeds, self._answers)
         name = (function.__name__, self.target.kind)
         flat = itertools.chain.from_iterable(self._answers)
 

@@ -1,8 +1,9 @@
 """How a batch goes through a model: how many positions one pass holds, and how many passes run at once.
 
 A CPU is at full speed with `ENOUGH` positions, and computes one pass on each core: cores that share every operation
-wait for the slowest after each one. A GPU needs more, so the number is measured on the model itself. Free memory
-bounds both. The sequences of a batch do not see one another, so all of this changes scores by rounding alone.
+wait for the slowest after each one. A GPU needs more, so the number is measured on the model itself, from `LARGE` on.
+Free memory bounds both. The sequences of a batch do not see one another, so all of this changes scores by rounding
+alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from transformers import PreTrainedModel
 from xai_utils.models.loading import LoadedModel
 
 ENOUGH = 1024  # positions: large enough for a CPU's matrix product, small in memory
+LARGE = 4096  # positions, on a GPU: below, kernels leave part of it idle in their last round
 LEAST = 256  # positions for each core: a pass of few is bound by reading the weights, which every core does for itself
 SHARE = 0.25  # of the free memory for what a pass keeps: others need some, and torch as much again while it works
 PROBE = 32  # positions of a measured sequence
@@ -55,14 +57,14 @@ def positions(model: LoadedModel) -> int:
 
 
 def quick(seconds: Callable[[int], float], most: int) -> int:
-    """The size of pass from which a larger one gains little: doubled from ENOUGH while a position's time still falls.
+    """The size of pass from which a larger one gains little: doubled from LARGE while a position's time still falls.
 
     >>> quick(lambda size: 1 + size / 4096, 10**6)  # launching takes 1 s, a position 1/4096 s
     65536
-    >>> quick(lambda size: 1 + size / 4096, 5000)
-    4096
+    >>> quick(lambda size: 1 + size / 4096, 10_000)
+    8192
     """
-    size = ENOUGH
+    size = LARGE
     each = seconds(size) / size if 2 * size <= most else 0.0
     while 2 * size <= most:
         twice = seconds(2 * size) / (2 * size)
@@ -97,15 +99,17 @@ def free(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) + idle
 
 
+@torch.enable_grad()
 def _seconds(model: LoadedModel, size: int) -> float:
-    """Seconds of one pass of so many positions with its gradient, the better of two."""
+    """Seconds of one pass of so many positions with its gradient, the better of two; asked for in any grad mode."""
+    wait = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
     times = []
     for _ in range(2):
-        torch.cuda.synchronize(model.device)
+        wait()
         start = time.perf_counter()
         embeds, logits = _forward(model, size // PROBE)
         torch.autograd.grad(logits.sum(), embeds)
-        torch.cuda.synchronize(model.device)
+        wait()
         times.append(time.perf_counter() - start)
     return min(times)
 

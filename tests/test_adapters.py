@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PrefixTuningConfig, TrainableTokensConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, TrainableTokensConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 from torch import Tensor
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from xai_utils.errors import UserError
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, content_hash, load
+from xai_utils.models.wrapping import wrap
 
 IDS = torch.tensor([[0, 70, 300, 5, 411, 2, 70]])
 ROWS = [70, 411, 509]
@@ -104,6 +105,76 @@ def test_lora_equals_its_product_added_by_hand(tmp_path: Path) -> None:
     model = loaded(base, tmp_path / "adapter").model
     torch.testing.assert_close(logits(model), logits(by_hand), rtol=1e-5, atol=1e-5)
     assert (logits(model) - logits(tiny_model())).abs().max() > 0.1
+
+
+def trained(architecture: str, config: PeftConfig, seed: int = 3) -> PeftModel:
+    """A tiny model under an adapter every trainable weight of which has moved, as after training."""
+    torch.manual_seed(seed)
+    adapted = get_peft_model(tiny_model(architecture), config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return adapted.eval()
+
+
+KINDS = {
+    "dora": ("llama", {"use_dora": True}),
+    "rslora": ("llama", {"use_rslora": True}),
+    "every bias": ("qwen2", {"bias": "all"}),
+    "biases of its layers": ("qwen2", {"bias": "lora_only"}),
+    "a trained head": ("llama", {"modules_to_save": ["lm_head"]}),
+    "a trained head over tied rows": ("llama-tied", {"modules_to_save": ["lm_head"]}),
+    "trained tied rows": ("llama-tied", {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    "a trained norm": ("llama", {"modules_to_save": ["norm"]}),
+    "rows under LoRA": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "tied rows under LoRA": ("llama-tied", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "a tied head under LoRA": ("llama-tied", {"target_modules": ["lm_head", "q_proj"]}),
+    "some layers": (
+        "llama",
+        {"layers_to_transform": [1], "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"up_proj": 3}},
+    ),
+    "convolutions": ("gpt2", {"target_modules": "all-linear", "fan_in_fan_out": True}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_kinds_of_lora_compute_what_peft_computes(tmp_path: Path, kind: str) -> None:
+    """From a folder and from memory: an ordinary model with the logits of base and adapter together."""
+    architecture, keys = KINDS[kind]
+    base = save_tiny(tmp_path / "base", architecture)
+    adapted = trained(
+        architecture, LoraConfig(**({"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"]} | keys))
+    )
+    wanted = logits(adapted)
+    assert (wanted - logits(tiny_model(architecture))).abs().max() > 0.1
+    adapted.save_pretrained(tmp_path / "adapter")
+    for model in (loaded(base, tmp_path / "adapter"), wrap(adapted, tiny_tokenizer())):
+        torch.testing.assert_close(logits(model.model), wanted, rtol=1e-4, atol=1e-4)
+        assert not any("lora" in name for name, _ in model.model.named_parameters())
+    torch.testing.assert_close(logits(adapted), wanted, rtol=0, atol=0)  # the caller's own is as it was
+
+
+@pytest.mark.parametrize("active", [["default", "second"], ["second"], ["default"]])
+@pytest.mark.parametrize("dora", [False, True])
+def test_active_adapters_are_merged_together(active: list[str], dora: bool) -> None:
+    settings = {"r": 4, "lora_alpha": 8, "use_dora": dora}
+    adapted = trained("llama", LoraConfig(target_modules=["q_proj"], **settings))
+    adapted.add_adapter("second", LoraConfig(target_modules=["q_proj", "up_proj"], **settings))
+    for name, parameter in adapted.named_parameters():
+        if ".second." in name:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    adapted.base_model.set_adapter(active)
+    torch.testing.assert_close(logits(wrap(adapted, tiny_tokenizer()).model), logits(adapted), rtol=1e-4, atol=1e-4)
+
+
+def test_a_folder_of_several_adapters_names_them(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    adapted = trained("llama", LoraConfig(target_modules=["q_proj"]))
+    adapted.add_adapter("second", LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "both", selected_adapters=["second"])
+    refused("holds adapters in second: name one of these folders", base, tmp_path / "both")
+    assert loaded(base, tmp_path / "both" / "second").model is not None
 
 
 def test_lora_with_token_rows_over_tied_embeddings(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,10 +29,12 @@ def folder(entry: ModelEntry) -> Path:
     path = entry.path(name)
     if not path.is_dir():
         raise UserError(f"adapter {name}: there is no folder {path}; expected a PEFT adapter's folder")
+    inside = sorted(config.parent.name for config in path.glob(f"*/{CONFIG}"))
     for file in (CONFIG, WEIGHTS):
         if not (path / file).is_file():
             raise UserError(
                 f"adapter {name} has no {file}; expected a folder that PEFT's save_pretrained wrote, with safetensors"
+                + (f"; it holds adapters in {', '.join(inside)}: name one of these folders" if inside else "")
             )
     return path
 
@@ -67,7 +70,7 @@ def merge(model: PreTrainedModel, path: Path) -> PreTrainedModel:
         with warnings.catch_warnings():
             # Of tied rows and of weights that are missing, both of which are checked below.
             warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-            # peft asks transformers by a name that it has since changed; whoever reads a notebook can do nothing of it.
+            # peft asks transformers by a name that it has since changed: users cannot act on this warning.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             adapted: Any = PeftModel.from_pretrained(model, path, is_trainable=False).eval()
     except (ValueError, RuntimeError, KeyError, IndexError, TypeError, SafetensorError) as error:
@@ -89,6 +92,7 @@ def merged(adapted: PeftModel, name: str, replaced: Sequence[int] = ()) -> PreTr
             f"adapter {name} adds virtual tokens, which no weights can hold; expected LoRA or trainable tokens"
         )
     base = cast(PreTrainedModel, adapted.get_base_model())
+    _part_roles(base)
     rows, tied = len(embedding_matrix(base)), _tied(base)
     ids = torch.tensor([[*replaced[:3], *range(0, rows, max(1, rows // 5))]], device=base.device)
     with torch.no_grad():
@@ -103,6 +107,15 @@ def merged(adapted: PeftModel, name: str, replaced: Sequence[int] = ()) -> PreTr
             f"{(got - expected).abs().max():.3g}); use dtype: float32, or save the merged model and name its folder"
         )
     return whole
+
+
+def _part_roles(base: PreTrainedModel) -> None:
+    """Untie rows that a LoRA adapts in one of their roles: merged, the input and the output rows are different ones."""
+    head = base.get_output_embeddings()
+    if _tied(base) and any(isinstance(part, LoraLayer) for part in (base.get_input_embeddings(), head)):
+        own: Any = getattr(head, "base_layer", head)
+        own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
+        base.config.tie_word_embeddings = False
 
 
 def _check_file(adapted: PeftModel, path: Path) -> None:

@@ -5,7 +5,7 @@ STAMP := .venv/installed
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test lab evidence adapt adapt-help bench lint format clean
+.PHONY: help setup report verify test lab evidence adapt adapt-help bench lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## +/\t/' | expand -t 12
@@ -23,6 +23,9 @@ $(STAMP): requirements.txt pyproject.toml
 
 report: setup  ## run the notebooks on studies/default.yaml, rebuild figs/, report/tables/, report/blog/, report/site/
 	$(BIN)/python -m xai_utils report
+
+verify: setup  ## compare the tables of a rerun with the committed ones, number by number
+	$(BIN)/python -m xai_utils verify
 
 test: setup  ## fetch the models that the tests use, then run the tests
 	$(BIN)/python -m xai_utils fetch --tests

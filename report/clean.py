@@ -17,7 +17,8 @@ INLINE = ("a", "b", "br", "code", "em", "i", "img", "kbd", "mark", "s", "small",
 TAGS = frozenset((*BLOCKS, "summary", *LISTS, *TABLES, *INLINE))
 STYLES = (
     *("color", "background-color", "font-weight", "font-style", "font-size", "text-align", "text-decoration"),
-    *("border-bottom", "border-radius", "padding", "margin", "white-space", "width"),
+    *("background", "border-bottom", "border-radius", "line-height", "margin", "max-width", "opacity", "padding"),
+    *("white-space", "width"),
 )
 _PICTURE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=\s]+")
 _SPOKEN = re.compile(r"<(script|style|iframe|object|title)\b.*?</\1\s*>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
@@ -49,6 +50,8 @@ def _allowed(tag: str, name: str, value: str) -> bool:
         return name in ("alt", "width", "height") or (name == "src" and bool(_PICTURE.fullmatch(value)))
     if tag == "a" and name == "href":
         return not value.strip().lower().startswith("data:")
-    return name in ("class", "id", "style", "title", "lang", "dir", "scope", "tabindex") or (
+    if name == "style":
+        return not re.search(r"url|image\b|expression|@|\\\\", value, re.IGNORECASE)
+    return name in ("class", "id", "title", "lang", "dir", "scope", "tabindex") or (
         tag in ("td", "th") and name in ("colspan", "rowspan")
     )

@@ -1,4 +1,4 @@
-"""Tables for people: the same rows as CSV, as Markdown and as LaTeX (booktabs), all markup in them shown as text."""
+"""Tables for people as Markdown, all markup in them shown as text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from report.sentences import Sentence, escape
-from xai_utils.files import write_text
-from xai_utils.study.config import Study
-from xai_utils.study.results import folders, publish
+from report.page import escape
 
 SHOWN = 3  # significant digits in a table that is read, not computed with
 
@@ -40,7 +37,7 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
-    """A pipe table; numbers to the right. A cell that is a Sentence is Markdown already, all else is escaped.
+    """A pipe table; numbers to the right. Text is escaped.
 
     >>> print(to_markdown(pd.DataFrame({"word": ["a|b", "*"], "top_score": [1.5, None]})))
     | word | top score |
@@ -49,23 +46,7 @@ def to_markdown(frame: pd.DataFrame) -> str:
     | \\* |  |
     """
     numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame]
-    finished = frame.astype(object).map(lambda value: isinstance(value, Sentence))
-    text = as_text(frame).mask(~finished.to_numpy(), as_text(frame).map(escape))
+    text = as_text(frame).map(escape)
     rows = [[escape(name) for name in text.columns], *text.to_numpy().tolist()]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("--:" if right else "---" for right in numeric) + "|", *lines[1:]])
-
-
-def to_latex(frame: pd.DataFrame) -> str:
-    """A booktabs table (needs a Unicode engine where words are not Latin)."""
-    numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame]
-    layout = "".join("r" if right else "l" for right in numeric)
-    return str(as_text(frame).to_latex(index=False, escape=True, column_format=layout))
-
-
-def publish_all(frame: pd.DataFrame, study: Study, name: str) -> pd.DataFrame:
-    """Write a table as CSV, Markdown and LaTeX beside each other; hand back the rounded one for display."""
-    table = publish(frame, study, name)
-    write_text(folders(study).tables / f"{name}.md", to_markdown(table) + "\n")
-    write_text(folders(study).tables / f"{name}.tex", to_latex(table))
-    return table

@@ -29,6 +29,8 @@ from xai_utils.study.results import folders
 TEMPLATES = ROOT / "report" / "template"
 PAGES = {"index": "Report", "appendix": "Appendix"}  # of the report, by the stem of their Markdown
 
+SHOWN = r'<span class="word" tabindex="0" style="\1" data-value="\2">'  # a value on hover, and on touch, by CSS alone
+
 
 @dataclass(frozen=True)
 class Page:
@@ -68,6 +70,7 @@ def whole(page: Page, pages: list[Page], folder: Path) -> str:
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True, keep_trailing_newline=True
     )
     body, headings = with_anchors(pictures(page.body, folder))
+    body = re.sub(r'<span style="([^"]*)" title="([^"]*)">', SHOWN, body)
     body = re.sub(r"<table.*?</table>", r'<div class="scroll" tabindex="0">\g<0></div>', body, flags=re.DOTALL)
     colours = HtmlFormatter().get_style_defs(".highlight")
     return environment.get_template("page.html.j2").render(

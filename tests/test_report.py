@@ -1,222 +1,180 @@
-"""The page: every number in it comes from a table, and a changed table changes what is said."""
+"""The report as a whole: it follows the tables, shows text as text, and reads as a person has read it."""
 
 from __future__ import annotations
 
 import json
 import re
-import string
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import pytest
-from synthetic import measured, refreshed, study
-from test_observations import changed
+from markupsafe import Markup
+from synthetic import measured, refreshed, study, with_path
 
-from report import build, claims, limits, observations, observed_methods
-from report.sentences import Sentence
+from report import appendix, build
+from report.facts import facts
+from report.pictures import Pictures
 from xai_utils.errors import UserError
-from xai_utils.plots.style import figure, save
+from xai_utils.plots.style import alt_text
 from xai_utils.study import results
 from xai_utils.study.tables import Measured
 
+GOLDEN = Path(__file__).parent / "golden"
 TRIPLE = ("base", "ru-ts", "shuffled")
-FIXED = {
-    "half",
-    "margin",
-    "rare",
-    "level",
-    "tolerance",
-    "steps",
-    "most",
-}  # thresholds of the code, and settings that the study file names
-STUDY_ALONE = {"claim low_diagonal", "limit 0"}  # the original's range; how many texts, models, languages
-PUSH = {  # a change to one table that every number that is taken from it must follow
-    "word_scores": lambda t: t.assign(score=t["score"] * -2.7 - 0.9, error=t["error"] * 90),
-    "attributions": lambda t: t.assign(score=t["score"] * -2.7 - 0.9),
-    "certificates": lambda t: t.assign(
-        f_input=t["f_input"] * -3 - t.index % 7,
-        bound=t["bound"] * 9,
-        relative_delta=t["relative_delta"] * (2 + t.index % 2),
-        converged=t["converged"] ^ (t["text"] == "moons"),
-    ),
-    "attention_heads": lambda t: t.assign(
-        sink=1 - t["sink"], diagonal=t["diagonal"] * 3, entropy=t["entropy"] / (2 + t.index % 3), local=t["local"] + 1
-    ),
-    "agreement": lambda t: t.assign(spearman=-0.6 * t["spearman"] - 0.01 * (t.index % 5)),
-    "faithfulness": lambda t: t.assign(
-        comprehensiveness=t["comprehensiveness"] * -3,
-        comprehensiveness_random=t["comprehensiveness_random"] + 9,
-        comprehensiveness_beats_random=~t["comprehensiveness_beats_random"].astype(bool),
-    ),
-    "tokenization": lambda t: t.assign(
-        tokens=t["tokens"] * 3, tokens_per_word=t["tokens_per_word"] * (3 + t.index % 2), truncated=5
-    ),
+PUSH = {  # a change to one table that the page must follow
+    "behaviour": lambda t: t.assign(probability=t["probability"] * 0.4),
+    "word_scores": lambda t: t.assign(score=t["score"] * -2.7 - 0.9, low=t["low"] - 4, stands=False),
+    "certificates": lambda t: t.assign(relative_delta=t["relative_delta"] * 3, evaluations=t["evaluations"] + 11),
+    "attention_heads": lambda t: t.assign(sink=1 - t["sink"], norm_sink=t["norm_sink"] / 3),
+    "attention_first_head": lambda t: t.assign(sink=t["sink"] * 4),
+    "attention_rollout": lambda t: t.assign(rollout=t["rollout"] + 0.1),
+    "attention_change": lambda t: t.assign(divergence=t["divergence"] * 3, beyond_floor=True),
+    "faithfulness": lambda t: t.assign(share=t["share"] * 0.7),
+    "stability": lambda t: t.assign(rank_correlation=t["rank_correlation"] + 0.3, same_top=1.0),
+    "swap": lambda t: t.assign(score=t["score"] * -2),
+    "bridge": lambda t: t.assign(score=t["score"] * -2),
+    "adapter_path": lambda t: t.assign(score=t["score"] * 3),
+    "tokenization": lambda t: t.assign(truncated=5),
+    "questions": lambda t: t.assign(verdict="holds"),
 }
 
 
 @pytest.fixture(scope="module")
 def found() -> Measured:
-    return measured(TRIPLE)
+    return with_path(measured())
 
 
-@pytest.fixture(scope="module")
-def pushed(found) -> list[Measured]:
-    fewer = measured(TRIPLE, texts=("capital", "moons", "bird"))
-    less = {
-        "attention_heads": lambda t: t[t["head"] == 0],
-        "faithfulness": lambda t: t[t["method"] != "ablation"],
-        "leaderboard": lambda t: t[t["model"] == "base"],
-        "questions": lambda t: t[t["question"] != "gini"].assign(verdict="difference"),
-    }
-    return [changed(found, *push) for push in (*PUSH.items(), *less.items())] + [fewer, measured(("base", "ru-ts"))]
+def page(found: Measured, template: str = "index.md.j2") -> str:
+    more = appendix.parts(found, {}) if "appendix" in template else {}
+    return build.render(template, facts(found), None, **more)[0]
 
 
-def said(found: Measured) -> dict[str, Sentence]:
-    """Every sentence of the page by the name of what says it."""
-    every = {o.__name__: o(found) for o in observations.ALL + observed_methods.ALL}
-    every |= {f"limit {number}": sentence for number, sentence in enumerate(limits.limits(found))}
-    for claim, verdict in zip(claims.CLAIMS, claims.verdicts(found), strict=True):
-        every |= {f"claim {claim.__name__}": verdict.claim, f"because {claim.__name__}": verdict.because}
-    every |= {"title": build.title(found), "headline": build.headline(found)}
-    return {name: sentence for name, sentence in every.items() if sentence is not None}
+def changed(found: Measured, name: str, change) -> Measured:
+    return Measured(found.study, dict(found.tables) | {name: change(found.table(name).copy())})
 
 
-def forms(sentence: Sentence) -> Iterator[str]:
-    yield sentence.form
-    for _, value in leaves(sentence):
-        if isinstance(value, Sentence):
-            yield value.form
+@pytest.mark.parametrize("name", PUSH)
+def test_a_changed_table_changes_the_page(found, name):
+    made = changed(found, name, PUSH[name])
+    assert page(made) != page(found)
+    assert page(found) == page(found)
 
 
-def leaves(sentence: Sentence, path: str = "") -> Iterator[tuple[str, Any]]:
-    """All facts of a sentence and of the sentences inside it, those inside included."""
-    for name, value in sentence.facts.items():
-        for place, item in enumerate(value if isinstance(value, list | tuple) else [value]):
-            where = f"{path}{name}[{place}]"
-            yield where, item
-            if isinstance(item, Sentence):
-                yield from leaves(item, f"{where}.")
-
-
-def numbers(sentence: Sentence) -> dict[str, float]:
-    return {path: value for path, value in leaves(sentence) if not isinstance(value, str | Sentence)}
-
-
-def test_no_sentence_has_a_number_of_its_own(found, pushed):
-    for one in [found, measured(("base",)), *pushed]:
-        for name, sentence in said(one).items():
-            for form in forms(sentence):
-                literal = "".join(text for text, *_ in string.Formatter().parse(form))
-                assert not re.search(r"\d", literal), f"{name}: {form}"
-
-
-def test_the_template_has_no_number_of_its_own():
-    text = (build.TEMPLATES / "index.md.j2").read_text(encoding="utf-8")
-    text = re.sub(r"\A---.*?---\n", "", text, flags=re.DOTALL)
-    assert not re.search(r"\d", re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", text))
-    assert not re.search(r"(?<!found)\d", "".join(re.findall(r"\{\{.*?\}\}|\{%.*?%\}", text)))
-
-
-def test_every_number_of_a_sentence_follows_a_table(found, pushed):
-    before, after = said(found), [said(one) for one in pushed]
-    stuck = []
-    for name, sentence in before.items():
-        others = [numbers(one[name]) for one in after if name in one]
-        for path, value in numbers(sentence).items():
-            if path.split(".")[-1].split("[")[0] in FIXED or name in STUDY_ALONE:
-                continue
-            if all(other.get(path, value) == value for other in others):
-                stuck.append((name, path, value))
-    assert not stuck
-
-
-def test_a_changed_table_changes_the_page(found, pushed):
-    figures = build.Figures(Path("nowhere"))
-    pages = [build.render(one, figures) for one in [found, *pushed]]
-    assert len(set(pages)) == len(pages)
-    assert build.render(found, figures) == pages[0]
+def test_a_table_that_is_missing_is_not_spoken_of(found):
+    whole = page(found)
+    for name in (*PUSH, "agreement", "difference"):
+        if name not in ("tokenization", "word_scores", "certificates"):
+            fewer = page(Measured(found.study, {key: table for key, table in found.tables.items() if key != name}))
+            assert len(fewer) <= len(whole) and "None" not in fewer and "nan" not in fewer.split()
+    assert "## Can it be trusted?" in page(Measured(found.study, {}))
 
 
 def test_settings_are_those_of_the_study_file(found):
-    other = refreshed(replace(found, study=study(TRIPLE, tolerance=0.07, steps=33, max_tokens=99)))
-    page = build.render(other, build.Figures(Path("nowhere")))
-    assert "within 7%" in page and "33 fixed steps" in page and "| max tokens | 99 |" in page
+    other = refreshed(replace(found, study=study(tolerance=0.07, steps=33, max_tokens=99)))
+    text = page(other) + page(other, "appendix.md.j2")
+    assert "certified to 7\u00a0%" in text and "33 fixed steps" in text and "| max\\_tokens | 99 |" in text
 
 
-def test_what_did_not_converge_is_marked_and_counted(found):
-    failed = changed(found, "certificates", lambda table: table.assign(converged=False))
-    page = build.render(failed, build.Figures(Path("nowhere")))
-    assert "**18 of 18 certificates of integrated gradients at the mean baseline did not converge**" in page
-    assert page.count('"converged": false') == 6 and '"converged": true' not in page
+def test_what_did_not_converge_is_counted(found):
+    failed = changed(found, "certificates", lambda table: table.assign(converged=table["text"] == "moons"))
+    assert "2 of 24 runs are certified" in page(failed) and "takes no part in any comparison" in page(failed)
+    assert '"converged": false' in page(failed, "appendix.md.j2")
 
 
-@pytest.mark.parametrize("former", [[], ["ru-ts"]])
-def test_long_studies_of_a_former_checkpoint_are_told_apart(found, monkeypatch, former):
-    monkeypatch.setattr(build.evidence, "outdated", lambda tables, study: former)
-    published = replace(found, study=found.study.model_copy(update={"published": True}))
-    page = build.render(published, build.Figures(Path("nowhere")))
-    opening, studies = page.split("## The long studies")
-    assert ("**Of an earlier checkpoint**: ru-ts had other files" in studies) == bool(former)
-    assert ("of the corpus, the models differ" in opening) == ("some of them to the corpus" in opening) == (not former)
-    assert ("over the corpus |" in opening) == (not former)
+@pytest.mark.parametrize("name", ["pair", "one"])
+def test_the_page_is_the_one_that_a_person_read(name):
+    """After a change of the templates: read the page, then write it with `python tests/test_report.py`."""
+    assert golden(name) == (GOLDEN / f"{name}.md").read_text(encoding="utf-8")
 
 
-def test_one_model_says_what_it_cannot_show():
-    page = build.render(measured(("base",)), build.Figures(Path("nowhere")))
-    assert "What an adaptation changed" in page and "name a second one in the study file" in page
-    assert "noise floor; a filled mark" not in page and "it takes two models" in page
+def golden(name: str) -> str:
+    made = measured(TRIPLE[:2] if name == "pair" else TRIPLE[:1], claims="original" if name == "pair" else None)
+    show = lambda figure: Markup(f"![{figure}](figs/{figure}.png)\n")  # noqa: E731
+    return build.render("index.md.j2", facts(made), None, figure=show)[0]
+
+
+def test_somebody_elses_two_texts_get_a_page_of_their_own():
+    text = page(measured(texts=("capital", "bird"), claims=None))
+    assert "original" not in text.split("## Can it")[0] and "What became of the original" not in text
+    assert "Add prompts: a test over prompts needs at least 6" in text
+    assert text.index("## What to do next") > text.index("## Discussion")
+
+
+def test_texts_without_answers_are_not_compared():
+    made = measured(claims=None)
+    entries = tuple(text.model_copy(update={"answer": None}) for text in made.study.texts)
+    tables = dict(made.tables)
+    tables["behaviour"] = tables["behaviour"].assign(answer=None, probability=float("nan"))
+    text = page(refreshed(Measured(made.study.model_copy(update={"texts": entries}), tables)))
+    assert "no answer is given" in text and "became likelier" not in text and "stand apart" not in text
 
 
 def test_markup_is_text(found):
-    nasty = "{{< x >}} <b>*a*</b> | $x$ `"
+    nasty = "{{< x >}} <b>*a*</b> | $x$ ` \u202e"
     entries = [text.model_copy(update={"text": nasty, "answer": nasty, "group": nasty}) for text in found.study.texts]
-    tables = {name: table.replace({"планет": nasty, "Сколько": nasty}) for name, table in found.tables.items()}
+    tables = dict(found.tables)
     tables["word_scores"] = tables["word_scores"].assign(word=nasty)
+    tables["behaviour"] = tables["behaviour"].assign(answer=nasty, next_text=nasty, continuation=nasty)
+    tables["swap"] = tables["swap"].assign(part=nasty)
     made = Measured(found.study.model_copy(update={"texts": tuple(entries)}), tables)
-    page = build.render(made, build.Figures(Path("nowhere")))
-    prose = re.sub(r"```json\n.*?\n```", "", page, flags=re.DOTALL)
-    assert "{{" not in page and "<b>" not in prose and "*a*" not in prose.replace("\\*a\\*", "")
-    assert not re.search(r"(?<!\\)`", prose) and "$" not in prose
-    rows = [line for line in prose.splitlines() if line.startswith("| planets")]
-    assert rows and rows[0].count("|") == 8
+    for template in ("index.md.j2", "appendix.md.j2"):
+        text = page(made, template)
+        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        assert "{{" not in text and "<b>" not in prose and "*a*" not in prose.replace("\\*a\\*", "")
+        assert not re.search(r"(?<!\\)`(?!contrast|rewordings|rows|report)[^`]*\|", prose) and "$" not in prose
+        assert "\u202e" not in prose
+        for heads, row in re.findall(r"^(\|.*\|)\n\|[-:|]+\|\n(\|.*\|)$", prose, flags=re.MULTILINE):
+            assert heads.count("|") == row.count("|")
 
 
 def test_raw_scores_are_the_table(found):
-    (own, fixed) = build.raw_scores(found, "ru-ts")
+    block = str(appendix.raw_scores(found, "ru-ts"))
+    own, fixed = json.loads(block.removeprefix("```json").removesuffix("```"))
     rows = found.table("attributions").query("model == 'ru-ts' and text == 'planets'")
     rows = rows.query("method == 'integrated_gradients' and baseline == 'mean'")
     assert [pair[0] for pair in own["scores"]] == rows["token"].tolist()
-    assert own["scores"][0][1] is None and own["scores"][1][1] == pytest.approx(rows["score"].iloc[1], rel=1e-4)
+    assert own["scores"][0][1] is None and own["scores"][1][1] == pytest.approx(rows["score"].iloc[1], rel=5e-3)
     assert fixed["method"] == "fixed_steps" and fixed["converged"] is False
-    block = build.fenced([own, fixed])
-    assert json.loads(block.removeprefix("```json").removesuffix("```")) == [own, fixed]
+
+
+# ---- files
 
 
 @pytest.fixture
 def written(found, tmp_path, monkeypatch) -> Measured:
-    """A study whose tables lie where the notebooks write them, with one figure."""
+    """A study whose tables lie where the notebooks write them."""
     monkeypatch.setenv("XAI_RUNS", str(tmp_path))
     for name, table in found.tables.items():
-        results.write_table(table, found.study, name)
-    save(figure(2, 1), results.folders(found.study).figs / "05_words.ru-ts.png", alt="Words *differ* by $5 | {{x}}")
+        if len(table):
+            results.write_table(table, found.study, name)
     return found
 
 
-def test_build_writes_the_page_its_figures_and_nothing_else_published(written, tmp_path):
+def test_build_writes_pages_figures_and_site(written, tmp_path):
     stale = tmp_path / "made" / "report" / "blog" / "figs" / "stale.png"
     stale.parent.mkdir(parents=True)
     stale.touch()
-    page = build.build(written.study)
-    text = page.read_text(encoding="utf-8")
-    assert page == tmp_path / "made" / "report" / "blog" / "index.md"
+    path = build.build(written.study)
+    text = path.read_text(encoding="utf-8")
+    assert path == tmp_path / "made" / "report" / "blog" / "index.md"
     assert text.startswith('---\nweight: 1\nbookFlatSection: true\ntitle: "')
-    assert [path.name for path in (page.parent / "figs").iterdir()] == ["05_words.ru-ts.png"]
-    assert (
-        "![Words \\*differ\\* by &dollar;5 &vert; &lbrace;&lbrace;x&rbrace;&rbrace;](figs/05_words.ru-ts.png)" in text
-    )
+    shown = {name for name, _ in re.findall(r"\(figs/(\w+)(\.png)\)", text)}
+    assert shown == {file.stem for file in (path.parent / "figs").iterdir()} and "sentence" in shown
     assert build.build(written.study).read_text(encoding="utf-8") == text
+    site = path.parent.parent / "site"
+    assert {"index.html", "appendix.html"} <= {file.name for file in site.glob("*.html")}
+    front = (site / "index.html").read_text(encoding="utf-8")
+    assert 'class="word"' in front and "data-value=" in front  # sentences as text in colour, not as a picture
+
+
+def test_figures_have_alt_texts_of_their_own(found, tmp_path):
+    pictures = Pictures(found, facts(found), tmp_path)
+    names = [name for name in ("sentence", "sentences", "leaderboard", "heads") if pictures.show(name)]
+    alts = [alt_text(tmp_path / f"{name}.png") for name in names]
+    assert len(names) == 4 and len(set(alts)) == 4
+    assert all(alt.count(". ") <= 2 and len(alt) < 300 and "None" not in alt for alt in alts)
+    assert pictures.show("unknown") == ""
 
 
 def test_build_before_the_notebooks_says_what_to_run(tmp_path, monkeypatch):
@@ -225,18 +183,34 @@ def test_build_before_the_notebooks_says_what_to_run(tmp_path, monkeypatch):
         build.build(study())
 
 
-def test_the_page_reads_on_its_own(found):
-    page = build.render(found, build.Figures(Path("nowhere")))
-    headings = re.findall(r"^## (.*)$", page, flags=re.MULTILINE)
-    assert headings[0].startswith("What became of the original") and headings[-1] == "Limitations"
-    for line in page.split("```")[0::2]:
-        assert "None" not in line and "nan" not in re.findall(r"\bnan\b", line)
-
-
 def test_the_finding_stands_in_the_readme(found, tmp_path):
     readme = "# Title\n<!-- finding: x -->\nold\n<!-- /finding -->\nrest\n"
-    made = build.with_finding(readme, found, build.Figures(tmp_path))
-    assert str(observations.largest_differences(found)) in made and str(observations.real_differences(found)) in made
+    pictures = Pictures(found, facts(found), tmp_path)
+    made = build.with_finding(readme, facts(found), pictures)
+    assert build.say(found, "lead").strip() in made and "(report/blog/figs/sentence.png)" in made
     assert made.startswith("# Title\n<!-- finding: x -->\n") and made.endswith("<!-- /finding -->\nrest\n")
-    assert "old" not in made
-    assert made == build.with_finding(made, found, build.Figures(tmp_path))
+    assert "old" not in made and made == build.with_finding(made, facts(found), pictures)
+
+
+def test_a_notebook_says_what_the_report_says(found):
+    whole = page(found)
+    for name in ("lead", "behaviour", "swap", "layers", "words", "trust", "attention", "claims"):
+        said = build.say(found, name)
+        assert said.strip() and said.strip() in whole, name
+    assert build.say(Measured(found.study, {"attention_heads": found.table("attention_heads")}), "words") == ""
+
+
+def test_long_studies_of_a_former_checkpoint_are_left_out(found, monkeypatch):
+    published = replace(found, study=found.study.model_copy(update={"published": True}))
+    table = pd.DataFrame({"method": ["rollout"], "share": [1.0], "role": ["base"], "correlation": [0.9], "texts": [8]})
+    monkeypatch.setattr(build.evidence, "read", lambda: {"sanity": table})
+    for former in ([], ["ru-ts"]):
+        monkeypatch.setattr(build.evidence, "outdated", lambda tables, study, former=former: former)
+        assert ("sanity" in build.long_studies(published)) == (not former)
+    assert build.long_studies(found) == {}
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for each in ("pair", "one"):
+        (GOLDEN / f"{each}.md").write_text(golden(each), encoding="utf-8")

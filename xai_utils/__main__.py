@@ -93,6 +93,26 @@ def report(
 
 
 @app.command()
+def verify(
+    study: StudyFile = PUBLISHED,
+    against: Annotated[Path | None, typer.Option("--against", help="a folder of tables, not the commit's")] = None,
+) -> None:
+    """Compare a study's tables with those that are committed, number by number; exit status 1 where some differ."""
+    from contextlib import nullcontext
+
+    from report.verify import committed
+    from report.verify import verify as compare
+    from xai_utils.study.results import folders
+
+    tables = folders(load_study(study)).tables
+    with nullcontext(against) if against else committed(tables) as before:
+        found = compare(tables, before)
+    print(found)
+    if found.differ:
+        raise typer.Exit(1)
+
+
+@app.command()
 def evidence(
     only: Annotated[str | None, typer.Option("--only", help="panel, baselines, methods, sanity or corpus")] = None,
     pairs: Annotated[

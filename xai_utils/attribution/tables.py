@@ -6,10 +6,13 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from xai_utils.attribution.result import Attribution, Certificate
-from xai_utils.text.cases import units
+from xai_utils.attribution.target import Target
+from xai_utils.text.cases import Case, Token, units
+from xai_utils.text.cases import words as words_of
 
 TABLES = ("attributions", "word_scores", "certificates")
 
@@ -83,3 +86,39 @@ def word_rows(found: Attribution) -> list[dict[str, Any]]:
         }
         for row, unit in enumerate(units(found.case))
     ]
+
+
+def from_word_rows(rows: pd.DataFrame, text: str) -> Attribution:
+    """The result that one case's rows of `word_scores` hold, for what shows sentences in colour.
+
+    `text` is the case's normalised text. Every word gets one token of its own, since the table holds no others.
+    """
+    first = rows.iloc[0]
+    own = rows[rows["is_word"].astype(bool)].sort_values("start").set_index("start")
+    words = words_of(text)
+    known = own.reindex([word.start for word in words])
+    scores, errors, low, high = (known[name].to_numpy(float) for name in ("score", "error", "low", "high"))
+    case = Case(
+        study=str(first["study"]),
+        text_id=str(first["text"]),
+        model=str(first["model"]),
+        role=str(first["role"]),
+        text=text,
+        tokens=tuple(Token(0, word.text, word.start, word.end, "text") for word in words),
+        words=tuple(words),
+    )
+    return Attribution(
+        case,
+        Target(str(first["target"]), str(first["target_text"]), ()),
+        method=str(first["method"]),
+        baseline=str(first["baseline"]),
+        sink=str(first["sink"]),
+        unit=str(first["unit"]),
+        additive=bool(first["additive"]),
+        scores=scores,
+        errors=errors,
+        word_scores=scores,
+        word_errors=errors,
+        low=None if np.isnan(low).all() else low,
+        high=None if np.isnan(high).all() else high,
+    )

@@ -18,9 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from report.observations import largest_differences, pair_rows
 from xai_utils.attribution.methods import method_name
-from xai_utils.errors import UserError
 from xai_utils.evaluation.statistics import real
 from xai_utils.plots.style import (
     INK,
@@ -35,8 +33,6 @@ from xai_utils.plots.style import (
     readable,
     style,
 )
-from xai_utils.study.tables import IG, Measured
-from xai_utils.text.entry import TextEntry
 
 FIRST, SECOND, BAND = "#4d4d4d", "#e08214", "#d9d9d9"  # base, other (safe beside each other), floor
 PALETTE = (FIRST, SECOND, "#8073ac", "#35978f", "#bf812d", "#c51b7d")
@@ -127,27 +123,6 @@ def _floor(axes: Axes, rows: pd.DataFrame) -> None:
         columnspacing=0.8,
         handletextpad=0.3,
     )
-
-
-def headline(found: Measured, entry: TextEntry) -> tuple[Figure, str]:
-    """The first figure of a report and its alt text: the pair on one text, or one model's scores without a pair.
-
-    Raises UserError where no score of that text is there.
-    """
-    rows = pair_rows(found)
-    rows = rows[rows["text"] == entry.id] if len(rows) else rows
-    title = f"{entry.text} →{entry.answer}" if entry.answer else entry.text
-    if len(rows):
-        said = largest_differences(found)
-        return pair(rows, f"{title} (at the {found.study.baseline} baseline)"), said.plain if said else ""
-    own = found.words(IG)
-    own = own[(own["text"] == entry.id) & (own["model"] == found.base)] if len(own) else own
-    if own["score"].isna().all():
-        raise UserError(f"text '{entry.id}' has no scores by integrated gradients; expected some from 02; run it first")
-    top = own.sort_values("score").iloc[-1]
-    proof = "" if len(found.certified("word_scores", IG)) else "; not converged"
-    alt = f"{found.base} on “{entry.text}”: “{top['word']}” adds most, {top['score']:.2f} {top['unit']}{proof}."
-    return scores(own, f"{title} ({found.base})"), alt
 
 
 def differences(difference: pd.DataFrame, title: str = "") -> Figure:

@@ -14,28 +14,27 @@ from typing import Any
 
 import pandas as pd
 
-from report.evidence_sentences import said
-from report.formats import to_markdown
 from xai_utils.attribution.absence import ABSENCES
-from xai_utils.attribution.methods import METHODS, method_name
+from xai_utils.attribution.methods import METHODS
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.evaluation.panels import candidates, cases_of, choice, rankings, subset_values
 from xai_utils.evaluation.sanity import layers, randomisation
-from xai_utils.files import ROOT, write_text, write_whole
+from xai_utils.files import ROOT, write_whole
 from xai_utils.models import adapters
 from xai_utils.models.loading import LoadedModel, content_hash
-from xai_utils.study import corpus
 from xai_utils.study import evidence_tables as tables_of
+from xai_utils.study import questions
 from xai_utils.study.comparison import deletion_tests
 from xai_utils.study.config import Study, load_study
 from xai_utils.study.explainer import Explainer, progress
 from xai_utils.study.results import provenance, rounded
 from xai_utils.study.store import named
-from xai_utils.study.tables import IG
+from xai_utils.study.tables import IG, Measured
 from xai_utils.text.cases import Case, words
 from xai_utils.text.entry import TextEntry
+from xai_utils.text.tokens import tokenization_table
 
 FOLDER = ROOT / "report" / "evidence"
 DEFAULT, FURTHER, CORPUS, SHORT = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus", "panel"))
@@ -49,16 +48,12 @@ MOVED_TEXTS = 4  # texts, the first of both studies by turns, on which every pos
 SANE = (IG, "input_x_gradient", "ablation", "attention", "rollout")  # methods, some of each family
 ROUGH = {"tolerance": 0.1, "budget": 500}  # of integrated gradients under such weights: enough for ranks
 DRAWN = (0.25, 1.0)  # shares of the layers that are drawn anew, from the top
-SUBSET = 1  # pairs of every group for the other baselines and the controls
-MOVED_PAIRS = 2  # pairs of every group for the run that moves the sink
-MOVED_BASELINE = "mean"  # the only one that certifies when every position is moved (baselines.csv)
-MOVED_TOLERANCE = 0.05  # enough to see a large share
 
 
 def run(only: str | None = None, pairs: int | None = None, folder: Path = FOLDER) -> Path:
     """Compute and publish all parts, or `only` one of them; `pairs` limits the corpus, a group.
 
-    Returns the summary. Raises UserError for an unknown part and whatever the models and studies raise.
+    Returns the folder. Raises UserError for an unknown part and whatever the models and studies raise.
     """
     if only not in (None, *PARTS):
         raise UserError(f"--only {only}: expected {', '.join(PARTS)}; leave it out for all")
@@ -72,7 +67,7 @@ def run(only: str | None = None, pairs: int | None = None, folder: Path = FOLDER
         run_sanity(Explainer(load_study(DEFAULT)), folder)
     if only in (None, "corpus"):
         run_corpus(Explainer(first_texts(load_study(CORPUS), pairs)), folder)
-    return summarise(folder)
+    return folder
 
 
 def short_texts() -> Study:
@@ -139,7 +134,6 @@ def run_baselines(book: Explainer, folder: Path) -> None:
         publish(table.assign(default=study.baseline), "baselines", folder)
         publish(certificates, "baselines_cases", folder)
         publish(provenance(study, book.models.values()), "baselines_provenance", folder)
-        summarise(folder)
 
 
 def baseline_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
@@ -172,7 +166,6 @@ def run_panel(book: Explainer, folder: Path) -> None:
     values = [book.cached_table(*case, subset_values) for case in progress(wanted, "subsets")]
     publish_panel(pd.concat(values, ignore_index=True), folder)
     publish(provenance(book.study, book.models.values()), "panel_provenance", folder)
-    summarise(folder)
 
 
 def publish_panel(values: pd.DataFrame, folder: Path) -> None:
@@ -193,7 +186,6 @@ def run_methods(book: Explainer, folder: Path) -> None:
     families = {name: METHODS[name].family for name in book.study.methods}
     publish(tables_of.method_table(deletion_tests(book, found["word_scores"]), families), "methods", folder)
     publish(provenance(book.study, book.models.values()), "methods_provenance", folder)
-    summarise(folder)
 
 
 # ---- sanity
@@ -207,7 +199,6 @@ def run_sanity(book: Explainer, folder: Path) -> None:
             announce(f"sanity: {name} under {label} with layers drawn anew")
             found.append(sanity_of(book, label, name))
             publish(pd.concat(found, ignore_index=True), "sanity", folder)
-            summarise(folder)
     publish(provenance(book.study, book.models.values()), "sanity_provenance", folder)
 
 
@@ -232,43 +223,14 @@ def sanity_of(book: Explainer, label: str, method: str) -> pd.DataFrame:
 
 
 def run_corpus(book: Explainer, folder: Path) -> None:
-    """The corpus study step by step; the questions are put again after each, to all that is there."""
+    """The questions of questions.py, the original's claims among them, put to the corpus."""
     study = book.study
-    (base, *_), controls = roles(study)
-    observations = {entry.id: observation(entry) for entry in study.texts}
-    role = {model.label: model.role for model in study.models}
-    parts: list[dict[str, pd.DataFrame]] = []
-    for found in corpus_steps(book):
-        parts.append(found)
-        tables = {
-            name: pd.concat([part[name] for part in parts if len(part[name])], ignore_index=True) for name in found
-        }
-        measured = corpus.measures(tables, study.baseline)
-        tests = corpus.tests(measured, observations, base, study.baseline, controls, study.seed)
-        told = tests.assign(role=tests["model"].map(role), base=base, default=study.baseline)
-        publish(told, "corpus_tests", folder)
-        publish(measured, "corpus_measures", folder)
-        publish(corpus.changes(tables, base, study.baselines), "corpus_changes", folder)
-        publish(corpus.proof_table(tables["certificates"]), "corpus_certificates", folder)
-        publish(provenance(study, book.models.values()), "corpus_provenance", folder)
-        summarise(folder)
-
-
-def corpus_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
-    """The pair on all texts; on the first pairs of each group the other baselines, the controls, and the moved sink."""
-    study = book.study
-    pair, controls = roles(study)
-    few, more = first_pairs(study, SUBSET), first_pairs(study, MOVED_PAIRS)
     announce(f"{', '.join(study.methods)} on {len(study.texts)} texts")
-    yield book.tables(study.methods, models=pair)
-    for baseline in book.baselines[1:]:
-        announce(f"baseline {baseline}, {len(few)} texts")
-        yield book.tables([IG], few, pair, baseline=baseline)
-    for baseline in book.baselines if controls else ():
-        announce(f"controls, baseline {baseline}, {len(few)} texts")
-        yield book.tables([IG], few, controls, baseline=baseline)
-    announce(f"the sink moved, baseline {MOVED_BASELINE}, tolerance {MOVED_TOLERANCE}, {len(more)} texts")
-    yield book.tables([IG], more, pair, keep_sink=False, baseline=MOVED_BASELINE, tolerance=MOVED_TOLERANCE)
+    pair = roles(study)[0]
+    tokens = tokenization_table(book.case(label, entry.id) for label in pair for entry in study.texts)
+    found = Measured(study, book.tables(study.methods, models=pair) | {"tokenization": tokens})
+    publish(questions.tests(found).drop(columns="study"), "corpus_questions", folder)
+    publish(provenance(study, book.models.values()), "corpus_provenance", folder)
 
 
 # ---- published files
@@ -308,49 +270,3 @@ def outdated(tables: Mapping[str, pd.DataFrame], study: Study) -> list[str]:
             if not all(now in revision for revision in revisions):
                 former.append(model.label)
     return former
-
-
-SHOWN = {
-    "panels": ["panel", "passes", "share", "low", "high", "share_other", "of_ceiling", "stands", "stands_elsewhere"]
-    + ["chosen"],
-    "panel_methods": ["method", "baseline", "share", "share_other", *ABSENCES],
-    "sanity": ["model", "method", "layers", "share", "texts", "words", "correlation", "low", "high"],
-    "methods": ["method", "family", "deletion", "cases", "mean_rank", "comprehensiveness_gain", "sufficiency_gain"]
-    + ["comprehensiveness_above_mean", "comprehensiveness_beats_random"],
-    "baselines": ["baseline", "sink", "cases", "budget", "certified", "certified_within", "evaluations_median"]
-    + ["evaluations_max", "rank_mean", "rank_least", "rank_cases"],
-    "corpus_tests": [
-        "claim",
-        "asked",
-        "model",
-        "baseline",
-        "sink",
-        "n",
-        "mean_base",
-        "mean",
-        "difference",
-        "low",
-        "high",
-    ]
-    + ["p_adjusted", "verdict"],
-    "corpus_changes": ["model", "texts", "words", "beyond_floor", "real", "mean_size"],
-    "corpus_certificates": ["model", "baseline", "sink", "cases", "tolerance", "certified", "evaluations_median"],
-}
-
-
-def summarise(folder: Path) -> Path:
-    """Write summary.md from the published tables: what they say, then the tables."""
-    tables = read(folder)
-    blocks = ["# Evidence", "Computed by `make evidence`; every sentence is computed from the tables beside this file."]
-    models = computed_with(tables)
-    if models:
-        blocks.append(f"Computed with {'; '.join(f'`{label}` ({revision})' for label, revision in models)}.")
-    for heading, sentences in said(tables).items():
-        if sentences:
-            blocks += [f"## {heading}", *map(str, sentences)]
-    for name, columns in SHOWN.items():
-        if name in tables:
-            shown = tables[name][columns]
-            shown = shown.assign(method=shown["method"].map(method_name)) if "method" in shown else shown
-            blocks += [f"## Table {name}", to_markdown(shown)]
-    return write_text(folder / "summary.md", "\n\n".join(blocks) + "\n")

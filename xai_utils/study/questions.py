@@ -1,133 +1,145 @@
-"""Questions put to a pair of models over all texts of a study: one number a text and model, then one paired test each.
+"""Questions put to a study's models over all its texts: one number a text and model, then one test each.
 
-The unit is the text (or the translation pair, where texts are paired), not the word; p values are corrected for the
-number of questions asked. Scores without a converged certificate take no part.
+The unit is the text (or the translation pair, where texts are paired), not the word. A paired question asks whether
+the adapted model differs from the base; any other asks whether the mean over the two models is beyond a mark. p values
+are corrected for the number of questions asked (Benjamini and Hochberg 1995). A claim of the original study holds where
+its test finds the direction that it says, does not hold where the test finds the other one, and cannot be decided else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from xai_utils.evaluation.statistics import RESOLUTION, corrected, paired_test, spread
-from xai_utils.study.tables import IG, Measured
+from xai_utils.evaluation.statistics import FOUND, RESOLUTION, UNDECIDED, corrected, paired_test
+from xai_utils.study import measures
+from xai_utils.study.measures import PLACE, Measure
+from xai_utils.study.ranking import preferred
+from xai_utils.study.tables import IG, ORIGINAL, Measured
 
-PLACE = ["text", "model"]
+HOLDS, FAILS = "holds", "does not hold"
+HALF = 0.5
+DIAGONAL = 0.15  # of attention, the most to the own position that the original saw
 COLUMNS = (
-    *("study", "question", "base", "other", "asked", "mean_base", "mean_other", "n", "changed", "difference"),
-    *("low", "high", "p", "dz", "p_adjusted", "verdict"),
+    *("study", "question", "claim", "method", "base", "other", "paired", "against", "mean_base", "mean_other"),
+    *("n", "changed", "difference", "low", "high", "p", "dz", "p_adjusted", "verdict"),
 )
 
 
-def answer(measured: Measured) -> pd.Series:
-    """Log-probability of the answer in nats a character of it (whole, so that two vocabularies can be compared)."""
-    rows = measured.chosen("certificates", IG)
-    rows = rows[(rows["target"] == "logprob") & rows["text"].isin(measured.answered)]
-    return (rows["f_input"] / rows["target_text"].str.len().clip(lower=1)).groupby([rows[c] for c in PLACE]).first()
+@dataclass(frozen=True)
+class Question:
+    """One measure put to the test. `claim` is the original's, by name; `sign` the direction that it says.
 
-
-def _spread(measured: Measured, kind: str) -> pd.Series:
-    rows = measured.certified("word_scores", IG)
-    return rows[rows["is_word"]].groupby(PLACE)["score"].agg(lambda scores: spread(scores.dropna())[kind])
-
-
-def entropy(measured: Measured) -> pd.Series:
-    """Entropy of the words' shares of absolute importance, over its maximum: 1 is perfectly even."""
-    return _spread(measured, "entropy")
-
-
-def gini(measured: Measured) -> pd.Series:
-    """Gini coefficient of the words' absolute importance: 0 is perfectly even."""
-    return _spread(measured, "gini")
-
-
-def negative(measured: Measured) -> pd.Series:
-    """Share of negative scores in the words' absolute importance."""
-    rows = measured.certified("word_scores", IG)
-    rows = rows[rows["is_word"]].dropna(subset="score")
-    return rows.groupby(PLACE)["score"].agg(lambda scores: -scores.clip(upper=0).sum() / scores.abs().sum())
-
-
-def uniform_entropy(length: int) -> float:
-    """Mean entropy in nats of causal attention that does not choose, over queries 2 to `length`.
-
-    >>> round(uniform_entropy(3), 4)  # (ln 2 + ln 3) / 2
-    0.8959
+    `methods` are those that a question about scores is put to: the method that the tests prefer and the original's.
     """
-    return float(np.log(np.arange(2, length + 1)).mean())
+
+    name: str
+    ask: Measure
+    paired: bool
+    claim: str = ""
+    sign: int = 0
+    against: float = 0.0
+    methods: tuple[str, ...] = ("",)
 
 
-def attention_entropy(measured: Measured) -> pd.Series:
-    """Mean entropy of attention over all heads, over that of attention that does not choose at the same length."""
-    heads = measured.table("attention_heads")
-    even = heads["tokens"].map(uniform_entropy)
-    return (heads["entropy"] / even).groupby([heads[c] for c in PLACE]).mean()
+PREFERRED = "preferred"  # stands for the method that the deletion tests prefer
+QUESTIONS = (
+    Question("answer", measures.answer, True),
+    Question("pieces", measures.pieces, True),
+    Question("stand", measures.stand, True, methods=(PREFERRED,)),
+    Question("evenness", measures.evenness, True, "even", 1, methods=(PREFERRED, ORIGINAL)),
+    Question("negative", measures.negative, True, "less", -1, methods=(PREFERRED, ORIGINAL)),
+    Question("ranks", measures.ranks, False, "agree", 1, HALF, (IG, ORIGINAL)),
+    Question("question_mark", measures.question_mark, False, "mark", -1, methods=(PREFERRED, "ablation")),
+    Question("other_marks", measures.other_marks, False, "marks", -1, methods=(PREFERRED, "ablation")),
+    Question("original_word", measures.original_word, False, "word", 1, methods=(PREFERRED, "ablation")),
+    Question("first_position", measures.first_position, False, "first", -1, -1.0, (ORIGINAL,)),
+    Question("swings", measures.swings, False, "swings", 1, methods=("sensitivity",)),
+    Question("first_head_sink", measures.first_head("sink"), False, "bulk", 1, HALF),
+    Question("first_head_own", measures.first_head("diagonal"), False, "own", -1, DIAGONAL),
+    Question("first_head_local", measures.local, False, "whole", -1),
+    Question("attention_evenness", measures.attention_evenness, True, "peaks", 1),
+    Question("sink", measures.sink, True),
+)
 
 
-def sink(measured: Measured) -> pd.Series:
-    """Mean attention mass on the first position, over all heads."""
-    return measured.table("attention_heads").groupby(PLACE)["sink"].mean()
+def verdict(sign: int, difference: float, found: str) -> str:
+    """What became of a claim, by the direction that it says and the outcome of its test.
+
+    >>> verdict(1, 0.2, FOUND), verdict(-1, 0.2, FOUND), verdict(1, 0.2, "no difference found")
+    ('holds', 'does not hold', 'cannot be decided')
+    """
+    if not sign:
+        return found
+    return UNDECIDED if found != FOUND else HOLDS if np.sign(difference) == sign else FAILS
 
 
-def agreement(measured: Measured) -> pd.Series:
-    """Rank correlation of integrated gradients with ablation, over the words of a text."""
-    table = measured.table("agreement")
-    both = table[["method_a", "method_b"]].isin([IG, "ablation"]).all(axis=1) & (table["method_a"] != table["method_b"])
-    return table[both].groupby(PLACE)["spearman"].mean()
-
-
-QUESTIONS: dict[str, tuple[str, Callable[[Measured], pd.Series]]] = {
-    "answer": ("log-probability of the answer, nats a character", answer),
-    "entropy": ("evenness of importance over words (entropy, 1 is even)", entropy),
-    "gini": ("concentration of importance on few words (Gini, 0 is even)", gini),
-    "negative": ("share of negative importance", negative),
-    "attention_entropy": ("evenness of attention (entropy over that of uniform attention)", attention_entropy),
-    "sink": ("attention on the first position", sink),
-    "agreement": ("rank correlation of integrated gradients and ablation", agreement),
-}
-
-
-def measures(measured: Measured) -> pd.DataFrame:
-    """One number a question, text and model, long; a question whose table is missing has no rows."""
-    found = []
-    for name, (_, ask) in QUESTIONS.items():
-        try:
-            values = ask(measured)
-        except KeyError:  # the table is not there, or has no such column
-            continue
-        found.append(values.rename("value").reset_index().assign(question=name))
-    frame = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*PLACE, "value", "question"])
-    return frame[["question", *PLACE, "value"]].dropna(subset="value")
-
-
-def units(measured: Measured) -> dict[str, str]:
+def units(found: Measured) -> dict[str, str]:
     """What counts as one observation: a text, or the two texts of a translation pair together."""
-    return {text.id: min(text.id, text.pair or text.id) for text in measured.study.texts}
+    return {text.id: min(text.id, text.pair or text.id) for text in found.study.texts}
 
 
-def tests(measured: Measured) -> pd.DataFrame:
-    """One row a question and other model, paired over units, corrected over all questions put to one pair.
+def tests(found: Measured) -> pd.DataFrame:
+    """Table `questions`: one row a question, method and other model, corrected over all that one pair is asked.
 
-    Without rows for one model.
+    With one model the paired questions are left out, and the original's claims in a study that does not name them. A
+    question whose table is missing has no rows.
     """
-    others = [label for label in measured.labels if label != measured.base]
-    asked = measures(measured)
-    found = [corrected(table) for table in (_paired(measured, asked, other) for other in others) if len(table)]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(COLUMNS))
+    best = preferred(found)
+    others: list[str | None] = [label for label in found.labels if label != found.base] or [None]
+    tables = [corrected(table) for other in others if len(table := _asked(found, best, other))]
+    if not tables:
+        return pd.DataFrame(columns=list(COLUMNS))
+    table = pd.concat(tables, ignore_index=True)
+    columns = (table[name].tolist() for name in ("sign", "difference", "verdict"))
+    judged = [verdict(sign, difference, outcome) for sign, difference, outcome in zip(*columns, strict=True)]
+    return table.assign(verdict=judged)[list(COLUMNS)]
 
 
-def _paired(measured: Measured, asked: pd.DataFrame, other: str) -> pd.DataFrame:
+def _asked(found: Measured, best: str | None, other: str | None) -> pd.DataFrame:
     rows = []
-    unit = units(measured)
-    for name, part in asked[asked["model"].isin([measured.base, other])].groupby("question", sort=False):
-        both = part.pivot_table(index="text", columns="model", values="value").dropna()
-        if len(both.columns) < 2 or both.empty:
-            continue
-        paired = both.groupby(both.index.map(unit)).mean()
-        keys = {"study": measured.study.name, "question": name, "base": measured.base, "other": other}
-        means = {"mean_base": paired[measured.base].mean(), "mean_other": paired[other].mean()}
-        test = paired_test(paired[measured.base].tolist(), paired[other].tolist(), measured.study.seed, RESOLUTION)
-        rows.append(keys | {"asked": QUESTIONS[str(name)][0]} | means | test)
+    for question in QUESTIONS:
+        for method in dict.fromkeys(best if name == PREFERRED else name for name in question.methods):
+            if method is None or (question.claim and found.study.claims is None):
+                continue
+            if other is None if question.paired else other != found.adapted:
+                continue
+            wide = _measured(found, question, method, other)
+            if len(wide):
+                keys: dict[str, object] = {
+                    "study": found.study.name,
+                    "question": question.name,
+                    "claim": question.claim,
+                }
+                keys |= {"method": method, "base": found.base, "other": other or "", "sign": question.sign}
+                rows.append(keys | _tested(question, wide, found.study.seed))
     return pd.DataFrame(rows)
+
+
+def _measured(found: Measured, question: Question, method: str, other: str | None) -> pd.DataFrame:
+    """One row a unit, one column a model, of the models that the question is about."""
+    try:
+        values = question.ask(found, method).dropna()
+    except KeyError:  # the table is not there, or has no such column
+        return pd.DataFrame()
+    if values.empty:
+        return pd.DataFrame()
+    wide = values.rename_axis(PLACE).unstack("model")
+    labels = [label for label in (found.base, other) if label in wide]
+    if question.paired and len(labels) < 2:
+        return pd.DataFrame()
+    wide = wide[labels].dropna()
+    return wide.groupby(wide.index.map(units(found))).mean()
+
+
+def _tested(question: Question, wide: pd.DataFrame, seed: int) -> dict[str, object]:
+    if question.paired:
+        first, second = (wide[label].to_numpy(float) for label in wide)
+    else:
+        second = wide.mean(axis=1).to_numpy(float)
+        first = np.full(len(second), question.against)
+    about: dict[str, object] = {"paired": question.paired, "against": question.against}
+    about |= {"mean_base": first.mean() if question.paired else np.nan, "mean_other": second.mean()}
+    return about | paired_test(first, second, seed, RESOLUTION)

@@ -29,7 +29,7 @@ from xai_utils.study.config import Study
 
 PACKAGES = ("torch", "transformers", "captum", "peft", "tokenizers", "numpy", "scipy", "scikit-learn", "shap", "uniseg")
 ROW_GROUP = 2000  # rows of a table that are held until they are written: each row group costs memory of its own
-DIGITS = 5  # significant, in published tables: what two machines agree on
+DIGITS = 3  # significant, in published tables: what two machines agree on
 
 pa.set_memory_pool(pa.system_memory_pool())  # arrow's own keeps what a table took, so memory would grow with the texts
 
@@ -119,7 +119,7 @@ def rounded(value: Any, digits: int = DIGITS) -> Any:
     """Numbers to some significant digits, all else as it is, inside lists and dictionaries too.
 
     >>> rounded({"a": [123456.7, 0.000123456789], "b": "x"})
-    {'a': [123460.0, 0.00012346], 'b': 'x'}
+    {'a': [123000.0, 0.000123], 'b': 'x'}
     """
     if isinstance(value, float):
         return float(f"{value:.{digits}g}")

@@ -13,26 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from xai_utils.attribution.target import UNITS
-from xai_utils.errors import UserError
 from xai_utils.evaluation.statistics import CASE
 from xai_utils.study.config import Study
-from xai_utils.study.results import read_table
+from xai_utils.study.results import folders, read_table
 
-NAMES = (
-    "tokenization",
-    "attributions",
-    "word_scores",
-    "certificates",
-    "attention_heads",
-    "agreement",
-    "faithfulness",
-    "difference",
-    "questions",
-    "leaderboard",
-    "attention_first_head",
-    "attention_groups",
-    "attention_change",
-)
 BESIDE = {  # what the makers of an adapter may leave beside it, and the columns that are read
     "evaluation": ("model", "language", "kind", "tokens_per_word", "tokens_of_base", "bits_per_character")
     + ("bits_per_character_of_base",),
@@ -130,12 +114,9 @@ class Measured:
 
 def measured(study: Study) -> Measured:
     """Read what the notebooks of a study have written. Raises UserError where some have not run yet."""
-    tables = {name: read_table(study, name) for name in NEEDED}
-    for name in set(NAMES) - set(NEEDED):
-        try:
-            tables[name] = read_table(study, name)
-        except UserError:
-            continue
+    needed = {name: read_table(study, name) for name in NEEDED}
+    others = {path.name for path in folders(study).data.iterdir() if any(path.glob("[!.]*.parquet"))} - set(NEEDED)
+    tables = needed | {name: read_table(study, name) for name in sorted(others)}
     return Measured(study, tables | {name: beside_adapters(study, name) for name in BESIDE})
 
 

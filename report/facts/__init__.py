@@ -1,0 +1,66 @@
+"""What a study found, as small typed values: computed from its tables, without a word of prose.
+
+Templates say them. A part whose table a study has not got is None, and is not said. `numbers` gives every number that a
+page may print.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from report.facts.attention import Attention, attention
+from report.facts.behaviour import Behaviour, behaviour
+from report.facts.claims import Claims, claims
+from report.facts.difference import Layers, Swap, layers, swap
+from report.facts.scope import Adaptation, Scope, adaptation, scope
+from report.facts.trust import Trust, trust
+from report.facts.words import Words, words
+from xai_utils.study.tables import Measured
+
+
+@dataclass(frozen=True)
+class Facts:
+    scope: Scope
+    adaptation: Adaptation | None
+    behaviour: Behaviour | None
+    swap: Swap | None
+    layers: Layers | None
+    words: Words | None
+    trust: Trust
+    attention: Attention | None
+    claims: Claims | None
+
+
+def facts(found: Measured, evidence: Mapping[str, pd.DataFrame] | None = None) -> Facts:
+    """All facts of a study; `evidence` holds the tables of the long studies on the same models, by name."""
+    told = behaviour(found)
+    headline = told.headline.id if told and told.headline else found.headline
+    return Facts(
+        scope=scope(found),
+        adaptation=adaptation(found),
+        behaviour=told,
+        swap=swap(found, headline),
+        layers=layers(found, headline),
+        words=words(found, headline),
+        trust=trust(found, evidence or {}),
+        attention=attention(found),
+        claims=claims(found),
+    )
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """Every number inside facts, however deep."""
+    if dataclasses.is_dataclass(value):
+        names = [name for name, member in vars(type(value)).items() if isinstance(member, property)]
+        for name in [*(field.name for field in dataclasses.fields(value)), *names]:
+            yield from numbers(getattr(value, name))
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from numbers(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield float(value)

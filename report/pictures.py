@@ -1,0 +1,116 @@
+"""The report's figures: drawn from tables, with titles and alt texts that the template `figures.j2` says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from IPython.display import Image
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from report.facts import Facts, facts
+from report.facts.attention import table_of_heads
+from report.page import Page, escape
+from xai_utils.attribution.result import Attribution
+from xai_utils.attribution.tables import from_word_rows
+from xai_utils.plots import heatmaps, leaderboard, sentence
+from xai_utils.plots.html import sentence_html
+from xai_utils.plots.style import save
+from xai_utils.study.results import folders
+from xai_utils.study.tables import Measured
+from xai_utils.text.cases import normalise
+
+OTHERS = 2  # prompts whose words the page shows beside the headline's
+
+
+def _sentence(found: Measured, told: Facts, title: str) -> Figure | None:
+    results = coloured(found, told, [told.words.here.id]) if told.words else []
+    return sentence.sentences(results, title) if results else None
+
+
+def _sentences(found: Measured, told: Facts, title: str) -> Figure | None:
+    results = coloured(found, told, others(told))
+    return sentence.sentences(results, title) if results else None
+
+
+def _heads(found: Measured, told: Facts, title: str) -> Figure | None:
+    table = table_of_heads(found)
+    return heatmaps.divergence_map(table, title) if len(table) else None
+
+
+def _leaderboard(found: Measured, told: Facts, title: str) -> Figure | None:
+    table = pd.DataFrame(map(vars, told.trust.board))
+    return leaderboard.shares(table, title, told.trust.ceiling) if len(table) else None
+
+
+def others(told: Facts) -> list[str]:
+    """The prompts whose words are shown beside the headline's: those that the page shows, else the first ones."""
+    if told.words is None:
+        return []
+    scored = [one.id for one in told.words.sentences if one.id != told.words.here.id]
+    shown = [prompt.id for prompt in told.behaviour.shown if prompt.id in scored] if told.behaviour else []
+    return (shown or scored)[:OTHERS]
+
+
+def coloured(found: Measured, told: Facts, texts: list[str]) -> list[Attribution]:
+    """Word scores of the page's method as results that can be shown in colour, the models of the pair by turns."""
+    rows = found.words(told.words.method) if told.words else pd.DataFrame()
+    entries = {entry.id: normalise(entry.text, found.study.normalisation) for entry in found.study.texts}
+    parts = [(text, rows[(rows["text"] == text) & (rows["model"] == label)]) for text in texts for label in found.pair]
+    return [from_word_rows(part, entries[text]) for text, part in parts if len(part)]
+
+
+def picture(found: Measured, name: str) -> Image | None:
+    """One figure of the report for a notebook, saved among the study's figures; None where there is nothing to draw."""
+    pictures = Pictures(found, facts(found), folders(found.study).figs)
+    return pictures.draw(name)
+
+
+def there(told: Facts, name: str) -> bool:
+    """Whether the facts that a figure and its title tell are there."""
+    change = told.attention.change if told.attention else None
+    needs = {"heads": change, "leaderboard": told.trust.best, "swap": told.swap, "layers": told.layers}
+    return needs.get(name, told.words) is not None
+
+
+DRAWN: dict[str, Callable[[Measured, Facts, str], Figure | None]] = {
+    "sentence": _sentence,
+    "sentences": _sentences,
+    "heads": _heads,
+    "leaderboard": _leaderboard,
+}
+
+
+@dataclass
+class Pictures:
+    """The figures of one report, drawn when a page shows them; `inserts` holds HTML that the site shows instead."""
+
+    found: Measured
+    told: Facts
+    folder: Path
+    inserts: dict[str, str] = field(default_factory=dict)
+
+    def show(self, name: str) -> Markup:
+        """A figure as Markdown; nothing where the study has nothing to draw."""
+        if self.draw(name) is None:
+            return Markup("")
+        if name in ("sentence", "sentences") and self.told.words:
+            texts = [self.told.words.here.id] if name == "sentence" else others(self.told)
+            results = coloured(self.found, self.told, texts)
+            reach = sentence.reach_of(results)
+            self.inserts[f"{name}.png"] = "".join(sentence_html(one, reach) for one in results)
+        return Markup(f"![{escape(self._said(f'{name}_alt'))}](figs/{name}.png)\n")
+
+    def draw(self, name: str) -> Image | None:
+        """Draw and save one figure; None where the study has nothing to draw."""
+        draw = DRAWN.get(name)
+        fig = draw(self.found, self.told, self._said(f"{name}_title")) if draw and there(self.told, name) else None
+        return save(fig, self.folder / f"{name}.png", alt=self._said(f"{name}_alt")) if fig else None
+
+    def _said(self, macro: str) -> str:
+        parts: dict[str, Any] = {name: getattr(self.told, name) for name in vars(self.told)}
+        return Page().line("figures.j2", macro, **parts)

@@ -12,13 +12,14 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from jupyter_core.paths import jupyter_runtime_dir
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
-from xai_utils.__main__ import app
+from xai_utils.__main__ import app, main
 from xai_utils.attribution.methods import METHODS
 from xai_utils.errors import UserError
-from xai_utils.files import ROOT
+from xai_utils.files import ROOT, TEMPORARY, whole
 from xai_utils.study import kernel, results
 from xai_utils.study.config import load_study
 from xai_utils.study.execute import Job, execute
@@ -149,15 +150,18 @@ def test_a_failing_cell_is_named_and_leaves_the_old_output(book, tmp_path, capfd
     out = tmp_path / "out.ipynb"
     out.write_text("old")
     path = book("02_b", "x = 1", "def f():\n    return x / 0\n\nf()")
-    assert error_of(Job(path, out)) == "02_b.ipynb, cell 3: ZeroDivisionError: division by zero"
-    assert out.read_text() == "old"
-    assert "return x / 0" in capfd.readouterr().err  # the traceback, before the last line
+    told = "02_b.ipynb, cell 3: ZeroDivisionError: division by zero"
+    assert error_of(Job(path, out)) == f"{told}; --debug shows where"
+    assert out.read_text() == "old" and capfd.readouterr().err == ""
+    with pytest.raises(UserError) as caught:
+        execute(Job(path, out), debug=True)
+    assert str(caught.value) == told and "return x / 0" in capfd.readouterr().err
 
 
 def test_cells_are_counted_without_the_injected_one(book, tmp_path):
     path = book("02_b", "x = 1", "1 / (layer - 5)")
     message = error_of(Job(path, tmp_path / "out.ipynb", {"layer": 5}))
-    assert message == "02_b.ipynb, cell 3: ZeroDivisionError: division by zero"
+    assert message.startswith("02_b.ipynb, cell 3: ZeroDivisionError: division by zero; ")
 
 
 def test_a_users_error_inside_a_cell_is_said_as_it_is(book, tmp_path, capfd):
@@ -269,7 +273,7 @@ def test_a_misspelt_parameter_lists_the_right_ones_before_anything_runs(book, no
         UserError, match=r"^--set layr: no notebook of this run has that parameter; did you mean 'layer'\?$"
     ):
         run(study, settings=["layr=1"], notebooks=notebooks)
-    with pytest.raises(UserError, match="known are code, heads, layer, sigma, study, widgets$"):
+    with pytest.raises(UserError, match="known are code, heads, layer, sigma, widgets$"):
         run(study, settings=["zzz=1"], notebooks=notebooks)
     assert not (tmp_path / "ran").exists()
 
@@ -390,6 +394,8 @@ sys.exit(__main__.main(["run", "--study", {str(study)!r}]))
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("stopped; what was computed is kept: run the same command again")
+    assert process.returncode == 128 + number and not (runs / "mine/kernels").exists()
     assert [path.name for path in out.parent.iterdir()] == ["01_a.ipynb"] and out.read_text() == "old"
     kernel = int(pid_file.read_text())
     deadline = time.monotonic() + 20
@@ -397,6 +403,96 @@ sys.exit(__main__.main(["run", "--study", {str(study)!r}]))
         time.sleep(0.1)
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)
+
+
+WRITES = """
+import os, re
+from pathlib import Path
+home = Path(os.environ["XAI_RUNS"]) / "mine"
+for label in re.findall(r"label: (\\w)", Path(study).read_text()):
+    for file in (f"figs/{NUMBER}_kind.{label}.png", f"report/tables/{label}.json", f"data/scores/{label}.parquet"):
+        (home / file).parent.mkdir(parents=True, exist_ok=True)
+        (home / file).touch()
+"""
+
+
+def test_what_a_study_no_longer_has_goes_when_it_runs_again(book, notebooks, runs, study):
+    for name in ("01_a", "02_b"):
+        book(name, f"NUMBER = {name[:2]!r}{WRITES}")
+    reads = "print(sorted(path.name for path in home.glob('data/*/*')))"  # before it writes its own
+    book("05_e", f"NUMBER = '05'{WRITES.replace('for label', f'{reads}{chr(10)}for label')}")
+    models = "models: [{label: a, model: m}, {label: b, model: m}]\ntexts: [{id: a, text: b}]\n"
+    study.write_text(models)
+    run(study, notebooks=notebooks)
+    names = lambda folder: sorted(path.name for path in (runs / "mine" / folder).rglob("*.*"))  # noqa: E731
+    assert names("figs") == [f"{number}_kind.{label}.png" for number in ("01", "02", "05") for label in "ab"]
+    (runs / "mine/figs/notes.txt").write_text("somebody's own")
+    study.write_text(models.replace("{label: b, model: m}", "{label: c, model: m}"))
+    run(study, only=["02"], notebooks=notebooks)
+    left = ["01_kind.a.png", "01_kind.b.png", "02_kind.a.png", "02_kind.c.png", "05_kind.a.png", "05_kind.b.png"]
+    assert names("figs") == [*left, "notes.txt"] and names("report/tables") == ["a.json", "b.json", "c.json"]
+    jobs = run(study, notebooks=notebooks)
+    new = [f"{number}_kind.{label}.png" for number in ("01", "02", "05") for label in "ac"]
+    assert names("figs") == [*new, "notes.txt"] and names("report/tables") == ["a.json", "c.json"]
+    assert names("data") == ["a.parquet", "c.parquet"] and "['a.parquet', 'c.parquet']" in texts(jobs[-1].output)
+
+
+def test_what_a_killed_process_has_left_goes(book, notebooks, runs, study):
+    book("01_a")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    folders = [runs / name for name in ("mine/data/scores", "mine/figs", "mine/notebooks", "mine/kernels", "cache/ab")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for pid in (gone.pid, os.getpid()):
+            (folder / f".all-{pid}-x1y2.json").touch()
+        (folder / ".all-mine-x1y2.json").touch()
+    os.utime(folders[-1] / f".all-{gone.pid}-x1y2.json", (1, 1))
+    (folders[-1] / f".new-{gone.pid}-x1y2.json").touch()  # of a machine that shares the folder, perhaps
+    run(study, notebooks=notebooks)
+    left = sorted(path.relative_to(runs) for path in runs.rglob(".*-*") if path.is_file())
+    mine = [folder.relative_to(runs) / f".all-{who}-x1y2.json" for folder in folders for who in (os.getpid(), "mine")]
+    kept = [file for file in mine if "kernels" not in file.parts]
+    assert left == sorted([*kept, Path(f"cache/ab/.new-{gone.pid}-x1y2.json")])
+    assert not (runs / "mine/kernels").exists()
+
+
+def test_the_file_that_is_written_is_named_as_what_goes(tmp_path):
+    with whole(tmp_path / "a.b.json") as temporary:
+        assert re.fullmatch(TEMPORARY, temporary.name)[1] == str(os.getpid())
+
+
+def test_a_kernel_s_connection_is_the_study_s_and_goes_with_it(book, notebooks, runs, study):
+    book("01_a", "import sys\nprint([name for name in sys.argv if name.endswith('.json')])")
+    before = set(Path(jupyter_runtime_dir()).glob("kernel-*"))
+    (job,) = run(study, notebooks=notebooks)
+    assert f"{runs}/mine/kernels/" in texts(job.output)
+    assert set(Path(jupyter_runtime_dir()).glob("kernel-*")) == before and not (runs / "mine/kernels").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("KeyError('x')", "error: KeyError: 'x'; --debug shows where"),
+        (
+            "RuntimeError('Error(s) in loading:\\n\\tsize mismatch')",
+            "error: RuntimeError: Error(s) in loading: size mismatch; ",
+        ),
+        ("UserError('what; do')", "error: what; do"),
+    ],
+)
+def test_an_error_is_one_line_and_its_rest_is_asked_for(monkeypatch, capsys, error, told):
+    def fails(*_: object) -> None:
+        raise eval(error)
+
+    monkeypatch.setattr("xai_utils.models.convert.built_in", fails)
+    assert main(["fetch"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(told)
+    for arguments in (["fetch", "--debug"], ["--debug", "fetch"]):
+        assert main(arguments) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("Traceback") and lines[-1].startswith(told.removesuffix("--debug shows where"))
 
 
 def test_the_command_line_says_one_line_and_fails(tmp_path):
@@ -411,7 +507,8 @@ def test_the_command_line_lists_its_commands_and_the_methods():
     assert result.exit_code == 0 and all(
         f"  {name} " in result.output for name in ("run", "report", "fetch", "methods")
     )
-    assert [line.split()[0] for line in CliRunner().invoke(app, ["methods"]).output.splitlines()] == list(METHODS)
+    lines = CliRunner().invoke(app, ["methods"]).output.splitlines()
+    assert [line.split(":")[0].split()[0] for line in lines if not line.startswith(" ")] == list(METHODS)
 
 
 def test_certificates_that_did_not_converge_are_counted_a_method(study):

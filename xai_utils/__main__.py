@@ -3,6 +3,9 @@
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +13,7 @@ import typer
 
 import xai_utils
 from xai_utils import commands
-from xai_utils.errors import UserError
+from xai_utils.errors import MORE, UserError, first_line
 from xai_utils.study.config import load_study
 
 app = typer.Typer(
@@ -39,7 +42,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="the version")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show where an error comes from")] = False,
 ) -> None:
     """Explain a language model and its adapted twin.
 
@@ -49,14 +54,26 @@ def options(
       python -m xai_utils compare "Чтобы открыть файл, выберите команду" --answer " Файл"
       python -m xai_utils run --study studies/small.yaml
     """
+    context.obj = debug
 
 
 app.command()(commands.explain)
 app.command()(commands.compare)
 
 
+@contextmanager
+def resumable() -> Iterator[None]:
+    """An end that somebody asks for is told in one line, and what goes on from there."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as end:
+        print("\nstopped; what was computed is kept: run the same command again and it goes on", file=sys.stderr)
+        sys.exit(end.code if isinstance(end, SystemExit) else 128 + signal.SIGINT)
+
+
 @app.command()
 def run(
+    context: typer.Context,
     study: StudyFile = PUBLISHED,
     only: Only = None,
     settings: Settings = None,
@@ -71,8 +88,8 @@ def run(
     from xai_utils.study.run import run as run_notebooks
 
     start = time.monotonic()
-    with cluster.scheduler(scheduler, workers):
-        jobs = run_notebooks(study, only or (), settings or (), timeout, fresh)
+    with resumable(), cluster.scheduler(scheduler, workers):
+        jobs = run_notebooks(study, only or (), settings or (), timeout, fresh, context.obj)
     for job in jobs:
         print(job.output)
     print(f"{len(jobs)} notebooks in {time.monotonic() - start:.0f} s", not_converged(load_study(study)), sep="; ")
@@ -80,6 +97,7 @@ def run(
 
 @app.command()
 def report(
+    context: typer.Context,
     study: StudyFile = PUBLISHED,
     timeout: CellTime = 3600,
     scheduler: Scheduler = None,
@@ -88,7 +106,7 @@ def report(
     """Execute a study's notebooks and rebuild its report."""
     from report.build import build
 
-    run(study, timeout=timeout, scheduler=scheduler, workers=workers)
+    run(context, study, timeout=timeout, scheduler=scheduler, workers=workers)
     print(build(load_study(study)))
 
 
@@ -127,7 +145,7 @@ def evidence(
     """
     from xai_utils.study import cluster, evidence
 
-    with cluster.scheduler(scheduler, workers):
+    with resumable(), cluster.scheduler(scheduler, workers):
         print(evidence.run(only, pairs))
 
 
@@ -147,16 +165,23 @@ def fetch(tests: Annotated[bool, typer.Option("--tests", help="also what the tes
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
-    signal.signal(
-        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
-    )  # so that what is half done is cleared away
+    """Run one command; returns the exit status. `--debug` may stand anywhere."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    signal.signal(signal.SIGTERM, _ended)  # so that what is half done is cleared away
     try:
-        app(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        app(["--debug"] * debug + [argument for argument in given if argument != "--debug"])
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}; {MORE}"
+        print(f"error: {told}", file=sys.stderr)
         return 1
     return 0
+
+
+def _ended(number: int, frame: object) -> None:
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+MORE = "--debug shows where"  # how a line ends on an error that nobody foresaw
+
 
 class UserError(Exception):
     """Something the user can mend, said in one line: what was wrong, what was expected, what to do."""

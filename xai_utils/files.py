@@ -23,6 +23,7 @@ from xai_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 STAMP = "complete.json"
+TEMPORARY = r"\..*-(\d+)-\w+\.?\w*"  # the name of a file that the process of this number is writing
 
 
 def locate(path: str | Path) -> Path:
@@ -115,7 +116,7 @@ def file_sha256(path: Path) -> str:
 def whole(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, put in place at the end; an error or an interruption leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-{os.getpid()}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

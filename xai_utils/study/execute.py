@@ -22,19 +22,13 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from xai_utils.errors import UserError
+from xai_utils.errors import MORE, UserError
 from xai_utils.files import write_text
 from xai_utils.study.kernel import OwnKernel
 from xai_utils.study.progress import MIME, Line
 from xai_utils.study.publishable import publishable
 
 CELL_SECONDS = 3600
-KERNEL_ENVIRONMENT = {
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "XAI_HEADLESS": "1",  # the runner's bar is the only one, and no widget is built
-}
-KERNEL_STARTS = 3  # two kernels that start at once can pick one port (papermill issue 511)
 
 
 @dataclass(frozen=True)
@@ -50,15 +44,22 @@ class Job:
         return self.source.stem.split("_")[0]
 
 
-def execute(job: Job, timeout: int = CELL_SECONDS, line: Line | None = None, kernel: OwnKernel | None = None) -> None:
+def execute(
+    job: Job,
+    timeout: int = CELL_SECONDS,
+    line: Line | None = None,
+    kernel: OwnKernel | None = None,
+    debug: bool = False,
+) -> None:
     """Execute one notebook and replace its output when all cells have succeeded.
 
     `kernel` is made fresh and left running; without one, the notebook has a process of its own.
     Raises UserError, naming notebook and cell: a cell fails or takes longer than `timeout` seconds, the kernel dies.
+    What no cell has foreseen is told in one line too; with `debug` its traceback goes before it.
     """
     own = kernel or OwnKernel()
     try:
-        notebook = _executed(job, timeout, _Progress(job, line), own)
+        notebook = _executed(job, timeout, _Progress(job, line), own, debug)
     finally:
         if kernel is None:
             own.end()
@@ -66,13 +67,13 @@ def execute(job: Job, timeout: int = CELL_SECONDS, line: Line | None = None, ker
     write_text(job.output, nbformat.writes(notebook) + "\n")
 
 
-def _executed(job: Job, timeout: int, progress: "_Progress", kernel: OwnKernel) -> nbformat.NotebookNode:
+def _executed(job: Job, timeout: int, progress: "_Progress", kernel: OwnKernel, debug: bool) -> nbformat.NotebookNode:
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it says is said once, below
     try:
         kernel.begin()
         return _papermill(job, timeout, progress, kernel)
     except PapermillExecutionError as error:
-        raise UserError(f"{progress.place}: {_told(error)}") from None
+        raise UserError(f"{progress.place}: {_told(error, debug)}") from None
     except CellTimeoutError:
         raise UserError(f"{progress.place}: took longer than {timeout} s; allow more with --timeout SECONDS") from None
     except DeadKernelError:
@@ -149,12 +150,14 @@ class _Progress:
         return f"{self.name}, cell {self.cells}" if self.cells else self.name
 
 
-def _told(error: PapermillExecutionError) -> str:
-    """The failure in one line; its traceback goes before it, unless the cell itself told the user what is wrong."""
+def _told(error: PapermillExecutionError, debug: bool) -> str:
+    """The failure in one line, after its traceback where that is asked for."""
+    if debug:
+        tqdm.write(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)), file=sys.stderr)
     if error.ename == UserError.__name__:
         return _line(error.evalue)
-    tqdm.write(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)), file=sys.stderr)
-    return f"{error.ename}: {_line(error.evalue)}".removesuffix(": ")
+    told = f"{error.ename}: {_line(error.evalue)}".removesuffix(": ")
+    return told if debug else f"{told}; {MORE}"
 
 
 def _line(text: str) -> str:

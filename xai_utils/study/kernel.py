@@ -6,9 +6,14 @@ Importing torch and loading two models takes longer than most notebooks whose re
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
+from uuid import uuid4
 from weakref import WeakSet
 
 from jupyter_client.kernelspec import KernelSpec
@@ -31,6 +36,10 @@ class OwnKernel(AsyncKernelManager):
     """A kernel of the running interpreter, whatever kernels are installed beside it, in the repository's root."""
 
     started: ClassVar[WeakSet[OwnKernel]] = WeakSet()
+
+    def __init__(self, folder: Path | None = None):
+        """`folder` gets the file that says how to connect to the process; else Jupyter's own folder does."""
+        super().__init__(**{"connection_file": str(folder / f"{uuid4()}.json")} if folder else {})
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -75,6 +84,36 @@ class OwnKernel(AsyncKernelManager):
     @classmethod
     def end_all(cls) -> None:
         """Kill the processes."""
-        for process in [getattr(kernel.provisioner, "process", None) for kernel in cls.started]:
+        for kernel in list(cls.started):
+            process = getattr(kernel.provisioner, "process", None)
             if process is not None:
                 process.kill()
+            kernel.cleanup_connection_file()
+
+
+@contextmanager
+def kernels(folder: Path, fresh: bool) -> Iterator[Callable[[], OwnKernel]]:
+    """Gives a function that gives the kernel of the next notebook: the same for all, or with `fresh` one for each.
+
+    Their connection files lie in `folder`, which holds nothing else and is emptied: a runner that was killed leaves
+    them. An error or an interruption kills the processes.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    current = OwnKernel(folder)
+
+    def given() -> OwnKernel:
+        nonlocal current
+        if fresh:
+            current.end()
+            current = OwnKernel(folder)
+        return current
+
+    try:
+        yield given
+        current.end()
+    except BaseException:
+        OwnKernel.end_all()
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

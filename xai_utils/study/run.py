@@ -20,7 +20,8 @@ from xai_utils.files import ROOT, locate
 from xai_utils.study import results
 from xai_utils.study.config import Study, load_study
 from xai_utils.study.execute import CELL_SECONDS, Job, code_cells, execute
-from xai_utils.study.kernel import OwnKernel
+from xai_utils.study.kernel import kernels
+from xai_utils.study.leftovers import Leftovers
 from xai_utils.study.progress import Line
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -34,35 +35,31 @@ def run(
     settings: Sequence[str] = (),
     timeout: int = CELL_SECONDS,
     fresh: bool = False,
+    debug: bool = False,
     notebooks: Path = NOTEBOOKS,
 ) -> list[Job]:
     """Execute the notebooks 01 to 05, or those that `only` names by number, on a study.
 
     `settings` are `key=value` for the notebooks' own parameters; `timeout` is in seconds a cell; with `fresh` each
-    notebook has a kernel of its own, else they share one that is made fresh in between and keeps its models. The
-    published study's notebooks are replaced by their executed copies; another study's copies go to
-    runs/<study>/notebooks/. Raises UserError.
+    notebook has a kernel of its own, else they share one that is made fresh in between and keeps its models; `debug`
+    shows where a cell failed. The published study's notebooks are replaced by their executed copies; another study's
+    copies go to runs/<study>/notebooks/. Figures, and after a whole run tables, that nothing has written this time are
+    removed. Raises UserError.
     """
     study = load_study(study_file)
     if "XAI_RUNS" in os.environ:  # for kernels, which work in another folder
         os.environ["XAI_RUNS"] = str(Path(os.environ["XAI_RUNS"]).resolve())
     jobs = plan(study, study_file, only, settings, notebooks)
     with locked(study), Line(len(jobs), results.folders(study).figs) as line:
-        _execute_all(jobs, timeout, line, None if fresh else OwnKernel())
+        left = Leftovers(results.folders(study), whole=not only)
+        with kernels(own_folder(study) / "kernels", fresh) as kernel:
+            for job in jobs:
+                line.notebook(job.source.stem, len(code_cells(nbformat.read(job.source, as_version=4))))
+                left.before(job.number)
+                execute(job, timeout, line, kernel(), debug)
+                left.after(job.number)
+        left.end()
     return jobs
-
-
-def _execute_all(jobs: list[Job], timeout: int, line: Line, kernel: OwnKernel | None) -> None:
-    """One job after the other; the first that fails, or an interruption, ends the run and the kernel."""
-    try:
-        for job in jobs:
-            line.notebook(job.source.stem, len(code_cells(nbformat.read(job.source, as_version=4))))
-            execute(job, timeout, line, kernel)
-        if kernel is not None:
-            kernel.end()
-    except BaseException:
-        OwnKernel.end_all()
-        raise
 
 
 def plan(
@@ -112,6 +109,7 @@ def _match(name: str, found: dict[str, Path]) -> list[str]:
 def parse_settings(settings: Sequence[str], declared: dict[Path, dict[str, Any]]) -> dict[str, Any]:
     """`key=value` texts as values of the type that the notebooks' own default has. Raises UserError."""
     known = {name: parameter for parameters in declared.values() for name, parameter in parameters.items()}
+    known.pop("study", None)
     values = {}
     for setting in settings:
         name, equals, text = setting.partition("=")

@@ -78,6 +78,7 @@ def test_the_panel_is_the_mean_and_the_range_over_its_absences(kind):
     assert found.stands[1:].tolist() == (np.abs(np.sign(each).sum(0)) == 3).tolist()
     assert (found.method, found.baseline, found.sink, found.additive) == ("panel_shapley", "panel", "kept", True)
     assert (found.word_errors[1:] == 0).all() and np.isnan(found.low[0])
+    assert found.by_absence[:, 1:] == pytest.approx(each, abs=1e-5)
     rows = word_rows(found)
     assert [row["low"] for row in rows[1:]] == found.low[1:].tolist() and rows[0]["stands"] is None
 

@@ -33,7 +33,7 @@ def integrated_gradients(
     baseline: str = "zero",
     keep_sink: bool = True,
     tolerance: float = 0.01,
-    budget: int = 1000,
+    budget: int = 1024,
     seed: int = 0,
     sequences: int = 8,
 ) -> Attribution:

@@ -18,7 +18,7 @@ from xai_utils.attribution.target import Target
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
-VERSION = 2  # raise it when results would come out different
+VERSION = 3  # raise it when results would come out different
 ROUND = 64  # prompts in a round of sampling
 WIDTH, ALPHA = 0.25, 1.0  # LIME's kernel over the cosine distance, and its ridge penalty
 
@@ -31,7 +31,7 @@ def lime(
     absence: str = PANEL[0],
     keep_sink: bool = True,
     tolerance: float = 0.01,
-    budget: int = 1000,
+    budget: int = 1024,
     seed: int = 0,
 ) -> Attribution:
     """LIME over words (Ribeiro et al. 2016, arXiv 1602.04938) with the choices of its authors' package for text.

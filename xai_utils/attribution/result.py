@@ -93,8 +93,8 @@ class Attribution(Displayed):
     """Scores of one method for one case and target; it shows itself in a notebook and in a terminal.
 
     `errors` are standard or quadrature errors, nan where unknown. `low` and `high` are a word's least and greatest
-    score over a panel of absences. `scores` have one entry a token, `word_scores` one a row of the word view: words,
-    and tokens that belong to none.
+    score over a panel of absences, `by_absence` its scores under each of them. `scores` have one entry a token,
+    `word_scores` one a row of the word view: words, and tokens that belong to none.
     """
 
     case: Case
@@ -110,6 +110,7 @@ class Attribution(Displayed):
     word_errors: Words
     low: Words | None = None
     high: Words | None = None
+    by_absence: Float[np.ndarray, "absence unit"] | None = None
     certificate: Certificate | None = None
     path: tuple[Piece, ...] = ()
 
@@ -246,6 +247,7 @@ def from_words(
     tokens: Float[np.ndarray, "2 position"] | None = None,
     low: Float[np.ndarray, " player"] | None = None,
     high: Float[np.ndarray, " player"] | None = None,
+    by_absence: Float[np.ndarray, "absence player"] | None = None,
     certificate: Certificate | None = None,
 ) -> Attribution:
     """A result from scores of whole words, one a player; a unit without a player has no score.
@@ -255,8 +257,8 @@ def from_words(
     """
 
     def over_units(values: np.ndarray) -> np.ndarray:
-        filled = np.full(len(units(case)), np.nan)
-        filled[[player.unit for player in players]] = values
+        filled = np.full((*values.shape[:-1], len(units(case))), np.nan)
+        filled[..., [player.unit for player in players]] = values
         return filled
 
     pieces = _pieces(case, players, np.stack([scores, errors]), additive) if tokens is None else tokens
@@ -274,6 +276,7 @@ def from_words(
         word_errors=over_units(errors),
         low=None if low is None else over_units(low),
         high=None if high is None else over_units(high),
+        by_absence=None if by_absence is None else over_units(by_absence),
         certificate=certificate,
     )
 

@@ -23,7 +23,7 @@ from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
-VERSION = 2  # raise it when results would come out different
+VERSION = 3  # raise it when results would come out different
 PAIRS = 8  # of an order and its reverse in a round of sampling
 WIDTH = 1.96  # standard errors within which a sampled value is known
 
@@ -37,15 +37,15 @@ def panel_shapley(
     *,
     absences: Sequence[str] = PANEL,
     tolerance: float = 0.01,
-    budget: int = 1000,
+    budget: int = 1024,
     seed: int = 0,
 ) -> Attribution:
     """Mean of the Shapley values of words under several absences, with their range.
 
     A word's `low` and `high` are its least and greatest value over the absences, widened by 1.96 standard errors where
     they are sampled; it stands where both have one sign. The first position is fixed. Enumerated up to 2^n = `budget`
-    versions of the prompt (9 words for 1000), sampled beyond. Raises UserError for an absence that the model cannot do,
-    a panel without or with repeated absences, and a budget that is too small for two pairs of orders.
+    versions of the prompt (10 words for 1024), sampled beyond. Raises UserError for an absence that the model cannot
+    do, a panel without or with repeated absences, and a budget that is too small for two pairs of orders.
     """
     if not absences or len(set(absences)) < len(absences):
         raise UserError(f"absences are {list(absences)}; expected at least one, each once; use {', '.join(PANEL)}")
@@ -61,7 +61,7 @@ def shapley(
     absence: str = PANEL[0],
     keep_sink: bool = True,
     tolerance: float = 0.01,
-    budget: int = 1000,
+    budget: int = 1024,
     seed: int = 0,
 ) -> Attribution:
     """Shapley values of words under one absence (Shapley 1953; by random orders, Castro et al. 2009).
@@ -197,8 +197,8 @@ def _attribution(
         check_budget(method, budget, 4 * game.count, case)
         gains = sampled(game, tolerance, budget, seed)
         versions = 2 * len(gains) * (game.count - 1) + 2
-    scores, low, high = _summary(game, gains)
-    panel = {"low": low, "high": high} if baseline == "panel" else {}
+    scores, *ranges = _summary(game, gains)
+    panel = dict(zip(("low", "high", "by_absence"), ranges, strict=True)) if baseline == "panel" else {}
     proof = _certificate(game, scores[0], versions, tolerance)
     return from_words(
         method, case, target, removals[0].players, *scores, baseline=baseline, keep_sink=keep_sink, additive=True,
@@ -206,8 +206,8 @@ def _attribution(
     )  # fmt: skip
 
 
-def _summary(game: Game, gains: Gains) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over the panel with its standard error [2, player], and the least and greatest value over it [player].
+def _summary(game: Game, gains: Gains) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over the panel with its error [2, player], its least and greatest [player], all of it [absence, player].
 
     Errors come from the pairs of orders and from the draws of an absence; the absences themselves are no sample.
     """
@@ -216,7 +216,7 @@ def _summary(game: Game, gains: Gains) -> tuple[np.ndarray, np.ndarray, np.ndarr
     drawn = np.stack([draw_error(part) for part in game.by_absence(gains.mean(0))], axis=-1)
     each = WIDTH * np.hypot(pair_error(pairs), drawn)
     error = np.hypot(pair_error(pairs.mean(-1)), np.sqrt((drawn**2).sum(-1)) / drawn.shape[-1])
-    return np.stack([means.mean(-1), error]), (means - each).min(-1), (means + each).max(-1)
+    return np.stack([means.mean(-1), error]), (means - each).min(-1), (means + each).max(-1), means.T
 
 
 def _certificate(game: Game, scores: Float[np.ndarray, " player"], versions: int, tolerance: float) -> Certificate:

@@ -82,37 +82,33 @@ def agreement_matrix(
 
 
 def leaderboard(faithfulness: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Methods of a study by faithfulness: a row a method, setting and deletion baseline, best mean rank first.
+    """Table `leaderboard`: a row a method and setting, best mean share under absences not its own first.
 
-    For each measure: `_gain`, the mean advantage over random orders in the target's unit (positive is good for both),
-    its bootstrap 95 % interval over texts, and in how many of `cases` it is better than random orders on average
-    (`_above_mean`) and than 95 % of them (`_beats_random`). `mean_rank` is over both measures and all cases, 1 is best;
-    rankings by position alone take part as controls. Texts of one word have no curve and are left out.
+    Shares are means over texts: `share` under all absences; `share_other` under those that the method does not use
+    itself, with its bootstrap 95 % interval over texts, and `share_own` under the others; then one column an absence.
+    `beats_random` counts the tests of `tests` in which a method beats 95 % of random orders. Rankings by position alone
+    and the ceiling, the best single order over all absences, take part. Texts of one word are left out.
     """
-    table = faithfulness.dropna(subset=["comprehensiveness", "sufficiency"]).copy()
-    table["comprehensiveness_gain"] = table["comprehensiveness"] - table["comprehensiveness_random"]
-    table["sufficiency_gain"] = table["sufficiency_random"] - table["sufficiency"]
-    ranks = table.groupby([*CASE, "deletion"], dropna=False)[["comprehensiveness_gain", "sufficiency_gain"]].rank(
-        ascending=False
-    )
-    table["mean_rank"] = ranks.mean(axis=1)
+    table = faithfulness.dropna(subset="share")
     rows = []
-    for values, part in table.groupby([*SETTING, "deletion"], sort=False, dropna=False):
-        row = dict(zip([*SETTING, "deletion"], values, strict=True))
-        row |= {"texts": part["text"].nunique(), "cases": len(part), "mean_rank": part["mean_rank"].mean()}
-        for measure in ("comprehensiveness", "sufficiency"):
-            gains = part.groupby("text")[f"{measure}_gain"].mean()
-            low, high = interval(gains, seed=seed)
-            row |= {
-                f"{measure}_gain": gains.mean(),
-                f"{measure}_low": low,
-                f"{measure}_high": high,
-                f"{measure}_above_mean": int((part[f"{measure}_gain"] > 0).sum()),
-                f"{measure}_beats_random": int(part[f"{measure}_beats_random"].astype(bool).sum()),
-            }
-        rows.append(row)
-    found = pd.DataFrame(rows)
-    return found.sort_values(["deletion", "mean_rank"], kind="stable", ignore_index=True) if len(found) else found
+    for values, part in table.groupby(SETTING, sort=False, dropna=False):
+        own = part["own"].fillna(False).astype(bool)
+        other = _mean_over_texts(part[~own])
+        low, high = interval(other, seed=seed)
+        rows.append(
+            dict(zip(SETTING, values, strict=True))
+            | {"texts": part["text"].nunique(), "tests": len(part)}
+            | {"share": _mean_over_texts(part).mean(), "share_other": other.mean(), "low": low, "high": high}
+            | {"share_own": _mean_over_texts(part[own]).mean(), "beats_random": int(part["beats_random"].sum())}
+            | {absence: _mean_over_texts(tests).mean() for absence, tests in part.groupby("absence", sort=False)}
+        )
+    board = pd.DataFrame(rows)
+    return board.sort_values("share_other", ascending=False, kind="stable", ignore_index=True) if rows else board
+
+
+def _mean_over_texts(tests: pd.DataFrame) -> pd.Series:
+    """A text's mean share, over models and absences."""
+    return tests.groupby("text")["share"].mean()
 
 
 def _comparable(

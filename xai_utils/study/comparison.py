@@ -1,6 +1,6 @@
-"""What notebook 05 computes for a whole study: highest words, deletion tests, and every model beside the base.
+"""What notebook 05 computes for a whole study: behaviour, highest words, deletion tests, every model beside the base.
 
-The measures are those of evaluate.py, faithfulness.py and compare.py; here they are put to all cases of a study.
+The measures are those of the room `evaluation`; here they are put to all cases of a study.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import pandas as pd
 
 from xai_utils.attribution.methods import method_name
-from xai_utils.attribution.target import UNITS, Target
+from xai_utils.attribution.target import Target
 from xai_utils.evaluation.agreement import leaderboard, one_setting
 from xai_utils.evaluation.behaviour import behaviour
 from xai_utils.evaluation.faithfulness import faithfulness
 from xai_utils.evaluation.statistics import differences
+from xai_utils.evaluation.trust import STABILITY, stability_row
 from xai_utils.models.loading import LoadedModel
 from xai_utils.study.explainer import Explainer
 from xai_utils.study.jobs import Job
@@ -21,6 +22,7 @@ from xai_utils.study.tables import IG, Measured
 from xai_utils.text.cases import Case
 
 TOP = 3
+PANEL_METHOD = "panel_shapley"
 DIFFERENCE = (
     *("study", "text", "base", "other", "target", "target_text", "method", "baseline", "sink", "unit", "word", "start"),
     *("end", "pieces_base", "pieces_other", "score_base", "score_other", "difference", "floor", "beyond_floor"),
@@ -48,43 +50,57 @@ def highest(measured: Measured, text: str, k: int = TOP) -> pd.DataFrame:
 
 def behaviours(book: Explainer) -> pd.DataFrame:
     """Table `behaviour` of a study: how sure every model is of every answer, and how it would go on by itself."""
-    cases = [(label, entry.id) for label in book.models for entry in book.study.texts]
-    book.fill(book.job(*case, _behaviour) for case in cases)
-    return pd.concat([book.cached_table(*case, _behaviour) for case in cases], ignore_index=True)
+    wanted = _cases(book)
+    book.fill(book.job(*case, _behaviour) for case in wanted)
+    return pd.concat([book.cached_table(*case, _behaviour) for case in wanted], ignore_index=True)
 
 
 def _behaviour(model: LoadedModel, case: Case, target: Target) -> pd.DataFrame:
     return behaviour(model, case)
 
 
-def deletion_tests(book: Explainer, word_scores: pd.DataFrame) -> pd.DataFrame:
-    """Table `faithfulness` of a study: every case at every deletion baseline, methods in their main setting.
+def stabilities(book: Explainer) -> pd.DataFrame:
+    """Table `stability` of a study: how far the absences of the panel agree on the words of each case.
 
-    Cached by content, as attributions are: model, text, target, scores and code.
+    Empty where the study does not ask for panel Shapley values.
+    """
+    wanted = _cases(book) if PANEL_METHOD in book.study.methods else []
+    rows = [stability_row(book.attribute(*case, PANEL_METHOD)) for case in progress(wanted, "comparing absences")]
+    return pd.DataFrame(rows, columns=list(STABILITY))
+
+
+def deletion_tests(book: Explainer, word_scores: pd.DataFrame) -> pd.DataFrame:
+    """Table `faithfulness` of a study: every case under every absence, methods in their main setting, from the store.
+
+    Each case keeps to the study's budget, and what is finished outlives a run that was stopped.
     """
     scores = one_setting(word_scores[word_scores["method"].isin(book.study.methods)], book.study.baseline)
-    cases = [(label, entry.id) for label in book.models for entry in book.study.texts]
-    book.fill(_deletion_test(book, scores, *case) for case in progress(cases, "deleting"))
-    return pd.concat([_deletion_test(book, scores, *case).result() for case in cases], ignore_index=True)
+    wanted = _cases(book)
+    book.fill(_deletion_test(book, scores, *case) for case in progress(wanted, "deleting"))
+    return pd.concat([_deletion_test(book, scores, *case).result() for case in wanted], ignore_index=True)
+
+
+def _cases(book: Explainer) -> list[tuple[str, str]]:
+    return [(label, entry.id) for label in book.models for entry in book.study.texts]
 
 
 def _deletion_test(book: Explainer, scores: pd.DataFrame, label: str, text: str) -> Job:
-    target = book.target(label, text)
+    target, study = book.target(label, text), book.study
     wanted = (scores["model"] == label) & (scores["text"] == text) & (scores["target"] == target.kind)
     rows = scores[wanted & (scores["target_text"] == target.text)]
     needed = rows[["method", "baseline", "sink", "unit", "word", "score"]]
-    return book.job(label, text, faithfulness, word_scores=needed, deletions=book.study.deletions, seed=book.study.seed)
+    settings = {"absences": study.absences, "budget": study.budget, "seed": study.seed}
+    return book.job(label, text, faithfulness, word_scores=needed, **settings)
 
 
 def leaderboards(measured: Measured) -> pd.DataFrame:
-    """Table `leaderboard`: methods by faithfulness, one list a model and deletion baseline, best mean rank first."""
+    """Table `leaderboard`: methods by faithfulness, one list a model."""
     table = measured.table("faithfulness")
     found = []
     for label in measured.labels:
         board = leaderboard(table[table["model"] == label], measured.study.seed)
         role = next(model.role for model in measured.study.models if model.label == label)
-        units = " or ".join(UNITS[target] for target in table["target"].unique())
-        keys = {"study": measured.study.name, "model": label, "role": role, "unit": units}
+        keys = {"study": measured.study.name, "model": label, "role": role}
         found.append(pd.concat([pd.DataFrame([keys] * len(board)), board], axis=1))
     return pd.concat(found, ignore_index=True)
 

@@ -42,7 +42,7 @@ class Study(Reading):
     deletions: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("zero", "eos")  # of the tests of faithfulness
     keep_sink: Flag = True
     tolerance: Positive = 0.01  # of |F(x) - F(baseline)|
-    budget: Count = 1000  # gradient evaluations a case and method
+    budget: Count = 1024  # gradients, or versions of the text, a case and method: all subsets of ten words
     methods: Annotated[tuple[Text, ...], Field(min_length=1)] = ("integrated_gradients", "ablation", "sensitivity")
     continuation: Count = 4  # tokens of the model's own continuation that are explained, on the shortest text
     steps: Count = 50  # nodes of the original's fixed-step integrated gradients

@@ -1,0 +1,256 @@
+"""The trust card of an explanation: five questions, each with its measurements and a level.
+
+*Competence*: would the model give the answer at all? *Completeness*: do the scores add up to what they share out?
+*Stability*: do they survive another notion of absence? *Faithfulness*: do they predict what happens when words go,
+under absences that the method does not use? *Controls*: does a model that learnt nothing get the same explanation? A
+level summarises a check and replaces no number; the words around it are written where it is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from xai_utils.attribution.result import Attribution
+from xai_utils.attribution.tables import word_rows
+from xai_utils.evaluation.agreement import LEAST
+from xai_utils.evaluation.behaviour import behaviour
+from xai_utils.evaluation.faithfulness import faithfulness
+from xai_utils.evaluation.panels import COMPETENT, stability
+from xai_utils.models.loading import LoadedModel
+from xai_utils.text.cases import units
+
+Level = Literal["passes", "doubtful", "fails", "unknown"]
+
+# ---- thresholds, all of them
+
+SURE = 0.5  # probability of the answer: above it, it is what the model says; COMPETENT (0.01) is where nothing is left
+STANDS = 0.75  # share of words with one sign over the panel: three of four
+TOSSED = 0.5  # below it, a word is as likely to change its sign as to keep it
+ALIKE = 0.5  # mean rank correlation between absences: half of a ranking's order is common to them
+UNALIKE = 0.2  # with five words, a correlation that one pair in three reaches by chance
+FAITHFUL = 0.6  # share of the best order, on absences not its own: over half way from an average order to the best
+CHANCE = 0.25  # a quarter of that way, which one random order in three or four reaches on a text of a few words
+CONTROLLED = 0.5  # rank correlation with an untrained twin's scores: less than half of the ranking is there untrained
+SAME = 0.8  # at which the twin that learnt nothing gets the same explanation
+
+STABILITY = ("study", "text", "model", "role", "method", "rank_correlation", "one_sign", "same_top")
+
+
+@dataclass(frozen=True)
+class Competence:
+    """Probability of the answer, rank of its first token (1 is the likeliest), margin over the contrast in nats.
+
+    Without an answer the model's own next token is the one that is explained. The margin is None without a contrast.
+    """
+
+    level: Level
+    probability: float
+    rank: int
+    margin: float | None
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """How the sum is proven: `exact` by construction, `integrated` with an error bound, or `none`.
+
+    `error` is the sum's error and `bound` the most that it can be, both over |F(x) - F(absent)|.
+    """
+
+    level: Level
+    kind: Literal["exact", "integrated", "none"]
+    error: float | None
+    bound: float | None
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Over the panel: mean rank correlation between absences, share of words with one sign, one top word or not."""
+
+    level: Level
+    rank_correlation: float | None
+    one_sign: float | None
+    same_top: bool | None
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """Mean share of the best order under absences not its own, beside the better order by position and by chance.
+
+    `chance` is the 95th percentile of random orders, the mean over the tests.
+    """
+
+    level: Level
+    share: float | None
+    position: float | None
+    chance: float | None
+    absences: int
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Rank correlation of the word scores with those of each model that should explain nothing."""
+
+    level: Level
+    correlations: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TrustCard:
+    competence: Competence
+    completeness: Completeness
+    stability: Stability
+    faithfulness: Faithfulness
+    controls: Controls
+
+    @property
+    def levels(self) -> dict[str, Level]:
+        """Each check with its level, in the order in which they are read."""
+        return {field.name: getattr(self, field.name).level for field in fields(self)}
+
+    @property
+    def headline(self) -> bool:
+        """Whether a claim may rest on this explanation: the model is sure of the answer and no check fails."""
+        return self.competence.level == "passes" and "fails" not in self.levels.values()
+
+    def row(self) -> dict[str, Any]:
+        """The card as one flat row: `competence`, `competence_probability` and so on."""
+        flat: dict[str, Any] = {}
+        for field in fields(self):
+            check = getattr(self, field.name)
+            flat[field.name] = check.level
+            own = {name: value for name, value in vars(check).items() if name not in ("level", "correlations")}
+            flat |= {f"{field.name}_{name}": value for name, value in own.items()}
+        return flat | {f"control_{name}": value for name, value in self.controls.correlations.items()}
+
+
+def assess(
+    model: LoadedModel,
+    found: Attribution,
+    *,
+    tests: bool = True,
+    controls: Mapping[str, Attribution] | None = None,
+    budget: int = 1024,
+    seed: int = 0,
+) -> TrustCard:
+    """The trust card of an explanation of this model.
+
+    Asks the model for its own continuation and, with `tests`, for the deletion tests of this one explanation; without
+    them faithfulness is unknown. `controls` are explanations of the same text by models that learnt nothing.
+    """
+    rows = None
+    if tests:
+        scores = pd.DataFrame(word_rows(found))
+        rows = faithfulness(model, found.case, found.target, scores, budget=budget, seed=seed)
+    return card(found, behaviour(model, found.case).iloc[0], rows, controls or {})
+
+
+def card(
+    found: Attribution,
+    asked: Mapping[str, Any],
+    tests: pd.DataFrame | None = None,
+    controls: Mapping[str, Attribution] | None = None,
+) -> TrustCard:
+    """The trust card from what is known already.
+
+    `asked` is the case's row of the table `behaviour`, `tests` are its rows of the table `faithfulness`.
+    """
+    return TrustCard(
+        competence(asked),
+        completeness(found),
+        stable(found),
+        faithful(found, tests),
+        controlled(found, controls or {}),
+    )
+
+
+def competence(asked: Mapping[str, Any]) -> Competence:
+    """From a row of the table `behaviour`."""
+    own = pd.isna(asked["probability"])
+    probability = float(asked["next_probability"] if own else asked["probability"])
+    level: Level = "passes" if probability >= SURE else "doubtful" if probability >= COMPETENT else "fails"
+    margin = None if pd.isna(asked["margin"]) else float(asked["margin"])
+    return Competence(level, probability, 1 if own else int(asked["rank"]), margin)
+
+
+def completeness(found: Attribution) -> Completeness:
+    """A sum that holds or is certified passes, one that did not converge fails.
+
+    Scores without a proof are doubtful where they are shares of a whole, and are not judged where they are none.
+    """
+    proof = found.certificate
+    if proof is None:
+        return Completeness("doubtful" if found.additive else "unknown", "none", None, None)
+    kind: Literal["exact", "integrated"] = "exact" if proof.exact else "integrated"
+    return Completeness("passes" if proof.converged else "fails", kind, proof.relative_delta, proof.bound)
+
+
+def stable(found: Attribution) -> Stability:
+    """Judged by signs first: a ranking of two words that share a sign may turn with little harm."""
+    measured = stability_of(found)
+    if measured is None:
+        return Stability("unknown", None, None, None)
+    ranks, signs = measured["rank_correlation"], measured["one_sign"]
+    if signs < TOSSED or ranks < UNALIKE:
+        level: Level = "fails"
+    else:
+        level = "passes" if signs >= STANDS and not ranks < ALIKE else "doubtful"
+    return Stability(level, None if math.isnan(ranks) else ranks, signs, bool(measured["same_top"]))
+
+
+def stability_of(found: Attribution) -> dict[str, float] | None:
+    """How far the absences agree on the words; None for a method without a panel, or of one absence."""
+    if found.by_absence is None or len(found.by_absence) < 2:
+        return None
+    words = [unit.is_word for unit in units(found.case)] & np.isfinite(found.word_scores)
+    return stability(found.by_absence[:, words]) if words.any() else None
+
+
+def stability_row(found: Attribution) -> dict[str, object]:
+    """A row of the table `stability`."""
+    nothing = {"rank_correlation": np.nan, "one_sign": np.nan, "same_top": np.nan}
+    return found.case.keys() | {"method": found.method} | (stability_of(found) or nothing)
+
+
+def faithful(found: Attribution, tests: pd.DataFrame | None) -> Faithfulness:
+    """Passes above 0.6 where no order by position does better, fails where a random order often does as well.
+
+    `chance` is not what decides: on a few words one random order in five puts the only word that counts first.
+    """
+    if tests is None or not len(tests):
+        return Faithfulness("unknown", None, None, None, 0)
+    mine = tests[(tests["method"] == found.method) & (tests["baseline"] == found.baseline)]
+    other = mine[~mine["own"].fillna(False).astype(bool)].dropna(subset="share")
+    if not len(other):
+        return Faithfulness("unknown", None, None, None, 0)
+    under = tests[tests["absence"].isin(other["absence"])].groupby("method")["share"].mean()
+    share, chance = float(other["share"].mean()), float(other["random_95"].mean())
+    position = float(under.reindex(["first_to_last", "last_to_first"]).max())
+    if share < CHANCE:
+        level: Level = "fails"
+    else:
+        level = "passes" if share >= FAITHFUL and share >= position else "doubtful"
+    return Faithfulness(level, share, position, chance, len(other))
+
+
+def controlled(found: Attribution, controls: Mapping[str, Attribution]) -> Controls:
+    """Judged by the control that is most alike. Unknown without one, and below three words."""
+    alike = {name: _alike(found, other) for name, other in controls.items()}
+    most = max((value for value in alike.values() if not math.isnan(value)), default=math.nan)
+    if math.isnan(most):
+        return Controls("unknown", alike)
+    return Controls("passes" if most < CONTROLLED else "fails" if most >= SAME else "doubtful", alike)
+
+
+def _alike(found: Attribution, other: Attribution) -> float:
+    """Rank correlation over the words that both score: words are the same, however a tokenizer cuts them."""
+    both = found.words.merge(other.words, left_index=True, right_index=True).dropna(subset=["score_x", "score_y"])
+    if len(both) < LEAST or both["score_x"].nunique() < 2 or both["score_y"].nunique() < 2:
+        return math.nan
+    return float(stats.spearmanr(both["score_x"], both["score_y"]).statistic)

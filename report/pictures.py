@@ -17,7 +17,7 @@ from report.facts.attention import table_of_heads
 from report.page import Page, escape
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.tables import from_word_rows
-from xai_utils.plots import heatmaps, leaderboard, sentence
+from xai_utils.plots import heatmaps, layers, leaderboard, sentence, swap
 from xai_utils.plots.html import sentence_html
 from xai_utils.plots.style import save
 from xai_utils.study.results import folders
@@ -37,6 +37,25 @@ def _sentences(found: Measured, told: Facts, title: str) -> Figure | None:
     return sentence.sentences(results, title) if results else None
 
 
+def _swap(found: Measured, told: Facts, title: str) -> Figure | None:
+    text = headline(found, told)
+    panels = [
+        draw(table)
+        for name, draw in (("bridge", swap.steps), ("swap", swap.parts))
+        if len(table := pair_rows(found, name, text))
+    ]
+    return swap.waterfalls(panels, title) if panels else None
+
+
+def _layers(found: Measured, told: Facts, title: str) -> Figure | None:
+    text = headline(found, told)
+    table, proofs = (pair_rows(found, name, text) for name in ("adapter_path_words", "adapter_path_certificates"))
+    if table.empty:
+        return None
+    entry = next(entry for entry in found.study.texts if entry.id == text)
+    return layers.layer_maps([layers.layer_map(table, proofs.iloc[0], f"{entry.text} →{entry.answer}")], title)
+
+
 def _heads(found: Measured, told: Facts, title: str) -> Figure | None:
     table = table_of_heads(found)
     return heatmaps.divergence_map(table, title) if len(table) else None
@@ -45,6 +64,19 @@ def _heads(found: Measured, told: Facts, title: str) -> Figure | None:
 def _leaderboard(found: Measured, told: Facts, title: str) -> Figure | None:
     table = pd.DataFrame(map(vars, told.trust.board))
     return leaderboard.shares(table, title, told.trust.ceiling) if len(table) else None
+
+
+def headline(found: Measured, told: Facts) -> str:
+    """The text that the page speaks of first."""
+    return told.behaviour.headline.id if told.behaviour and told.behaviour.headline else found.headline
+
+
+def pair_rows(found: Measured, name: str, text: str) -> pd.DataFrame:
+    """The rows of a table about two models that are of the study's pair and one text."""
+    table = found.table(name)
+    if table.empty:
+        return table
+    return table[(table["text"] == text) & (table["base"] == found.base) & (table["other"] == found.adapted)]
 
 
 def others(told: Facts) -> list[str]:
@@ -80,6 +112,8 @@ def there(told: Facts, name: str) -> bool:
 DRAWN: dict[str, Callable[[Measured, Facts, str], Figure | None]] = {
     "sentence": _sentence,
     "sentences": _sentences,
+    "swap": _swap,
+    "layers": _layers,
     "heads": _heads,
     "leaderboard": _leaderboard,
 }

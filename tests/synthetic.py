@@ -88,17 +88,20 @@ def refreshed(found: Measured) -> Measured:
 def with_path(found: Measured, seed: int = 0) -> Measured:
     """The same for a pair that the adapter path is known of."""
     rng = np.random.default_rng(seed)
-    keys = {"study": found.study.name, "base": found.base, "other": found.adapted}
-    rows = [
-        keys
-        | {"text": text, "target_text": TEXTS[text][1], "layer": layer, "module": module, "position": place}
-        | {"token": word.text, "score": rng.normal(0.4, 1.0)}
-        for text in _texts(found.study)
-        for layer in range(LAYERS)
-        for module in ("q_proj", "down_proj")
-        for place, word in enumerate(words(TEXTS[text][0]))
-    ]
-    return Measured(found.study, dict(found.tables) | {"adapter_path": pd.DataFrame(rows)})
+    path, proofs, deleted = [], [], []
+    for text in _texts(found.study):
+        keys = {"study": found.study.name, "text": text, "base": found.base, "other": found.adapted}
+        keys |= _goal(text) | {"unit": "nats"}
+        scores = rng.normal(0.4, 1.0, (LAYERS, len(words(TEXTS[text][0]))))
+        for layer, row in enumerate(scores):
+            for order, (word, score) in enumerate(zip(words(TEXTS[text][0]), row, strict=True)):
+                place = {"layer": layer, "module": "q_proj", "half": "attention", "order": order, "word": word.text}
+                path.append(keys | place | {"start": word.start, "end": word.end, "score": score})
+        proof = {"tolerance": 0.01, "evaluations": 12, "bound": 0.004, "relative_delta": 0.001, "converged": True}
+        proofs.append(keys | proof | {"cancellation": abs(scores).sum() / abs(scores.sum())})
+        deleted.append(keys | {"removed": 2, "highest": rng.uniform(0.4, 0.8), "random": rng.uniform(0.1, 0.3)})
+    names = {"adapter_path_words": path, "adapter_path_certificates": proofs, "layer_deletion": deleted}
+    return Measured(found.study, dict(found.tables) | {name: pd.DataFrame(rows) for name, rows in names.items()})
 
 
 def _texts(made: Study) -> list[str]:
@@ -291,7 +294,7 @@ def _swap(made: Study, rng: np.random.Generator) -> Iterator[dict[str, object]]:
     for model in made.models[1:]:
         for text in _texts(made):
             keys = {"study": made.name, "text": text, "base": made.models[0].label, "other": model.label}
-            keys |= {"target_text": TEXTS[text][1]}
+            keys |= _goal(text) | {"unit": "nats", "error": 0.0, "exact": True, "f_base": -9.0, "f_other": -1.0}
             russian = TEXTS[text][2] == "ru"
             for word in words(TEXTS[text][0]) if russian else ():
                 yield (
@@ -307,5 +310,6 @@ def _bridge(made: Study, rng: np.random.Generator) -> Iterator[dict[str, object]
     for model in made.models[1:]:
         for text in _texts(made):
             keys = {"study": made.name, "text": text, "base": made.models[0].label, "other": model.label}
+            keys |= _goal(text) | {"unit": "nats", "f_base": -9.0, "f_other": -1.0}
             for step, size in (("tokenizer", -3.0), ("input_rows", 2.0), ("output_rows", 6.0), ("body", 0.0)):
                 yield keys | {"step": step, "score": size * rng.uniform(0.8, 1.2) if TEXTS[text][2] == "ru" else 0.0}

@@ -19,7 +19,7 @@ from synthetic import measured, with_path
 
 from report import appendix, build
 from report.facts import Facts, facts, numbers
-from report.facts.difference import PathProof, Removal
+from report.facts.difference import Removal
 from report.facts.scope import Adaptation, Quality, Scope
 from report.facts.trust import Sanity
 from report.page import TEMPLATES, Page, plain, significant
@@ -150,7 +150,7 @@ def trained(told: Facts) -> Facts:
         told,
         adaptation=made,
         trust=dataclasses.replace(told.trust, sanity=(sane,), insensitive=sane),
-        layers=dataclasses.replace(told.layers, proof=PathProof(0.004, 20), removal=Removal(5, 0.6, 0.2, 5, 6)),
+        layers=dataclasses.replace(told.layers, removal=Removal(5, 0.6, 0.2, 5, 6)),
     )
 
 

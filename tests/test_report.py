@@ -34,7 +34,9 @@ PUSH = {  # a change to one table that the page must follow
     "stability": lambda t: t.assign(rank_correlation=t["rank_correlation"] + 0.3, same_top=1.0),
     "swap": lambda t: t.assign(score=t["score"] * -2),
     "bridge": lambda t: t.assign(score=t["score"] * -2),
-    "adapter_path": lambda t: t.assign(score=t["score"] * 3),
+    "adapter_path_words": lambda t: t.assign(score=t["score"] * 3),
+    "adapter_path_certificates": lambda t: t.assign(converged=t["text"] == "moons"),
+    "layer_deletion": lambda t: t.assign(highest=t["random"]),
     "tokenization": lambda t: t.assign(truncated=5),
     "questions": lambda t: t.assign(verdict="holds"),
 }

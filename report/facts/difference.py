@@ -1,4 +1,4 @@
-"""Where the difference between two models sits: facts from `swap` and `bridge`, and from `adapter_path`."""
+"""Where the difference between two models sits: facts from swap attribution, its bridge, and the adapter path."""
 
 from __future__ import annotations
 
@@ -143,10 +143,16 @@ class Map:
 
 @dataclass(frozen=True)
 class PathProof:
-    """The largest bound of the paths' certificates, a share of the total, and the most evaluations that one took."""
+    """The adapter paths' certificates: how many converged, the largest error among these, the most evaluations."""
 
-    error: float
+    paths: int
+    converged: int
+    error: float  # a share of the total
     evaluations: int
+
+    @property
+    def all(self) -> bool:
+        return self.converged == self.paths
 
 
 @dataclass(frozen=True)
@@ -165,46 +171,51 @@ class Layers:
     """The difference along the adapter's scale, shared among layers and words."""
 
     texts: int
-    layers: int
-    here: Map | None
-    cancel: float  # sum of absolute scores over the absolute total, median over texts
-    proof: PathProof | None
+    here: Map | None  # of the headline
+    cancel: float  # sum of absolute scores over the difference, median over texts
+    proof: PathProof
     removal: Removal | None
 
 
 def layers(found: Measured, headline: str | None) -> Layers | None:
-    """None without a table `adapter_path`."""
-    table = _of_pair(found, "adapter_path")
-    if table.empty:
+    """None without the tables of the adapter path."""
+    table, proofs = (_of_pair(found, name) for name in ("adapter_path_words", "adapter_path_certificates"))
+    if table.empty or proofs.empty:
         return None
-    sizes = table.groupby("text")["score"].agg(total="sum", absolute=lambda scores: scores.abs().sum())
+    good = proofs[proofs["converged"].astype(bool)]
+    errors = (good if len(good) else proofs)[["bound", "relative_delta"]].astype(float).max(axis=1)
     return Layers(
-        texts=len(sizes),
-        layers=int(table["layer"].nunique()),
+        texts=int(table["text"].nunique()),
         here=_map(found, table[table["text"] == headline]),
-        cancel=float((sizes["absolute"] / sizes["total"].abs()).median()),
-        proof=_proof(found),
-        removal=None,
+        cancel=float(proofs["cancellation"].median()),
+        proof=PathProof(len(proofs), len(good), float(errors.max()), int(proofs["evaluations"].max())),
+        removal=_removal(found),
     )
 
 
 def _map(found: Measured, table: pd.DataFrame) -> Map | None:
     """The map of one text; None without its rows."""
-    inner = table.dropna(subset="layer")
-    by_layer = sorted(rows(_sums(inner, ["layer"])), key=lambda row: -abs(row["score"]))
+    by_layer = sorted(rows(_sums(table.dropna(subset="layer"), ["layer"])), key=lambda row: -abs(row["score"]))
     if not by_layer:
         return None
     top = tuple(Layer(int(row["layer"]), float(row["score"])) for row in by_layer[:NAMED])
-    word = max(rows(_sums(inner, ["position", "token"])), key=lambda row: abs(row["score"]))
+    word = max(rows(_sums(table, ["order", "word"])), key=lambda row: abs(row["score"]))
     text = next(entry.text for entry in found.study.texts if entry.id == table["text"].iloc[0])
-    return Map(text, float(table["score"].sum()), top[0], top, str(word["token"]), float(word["score"]))
+    return Map(text, float(table["score"].sum()), top[0], top, str(word["word"]), float(word["score"]))
 
 
 def _sums(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return table.groupby(by)["score"].sum().reset_index()
 
 
-def _proof(found: Measured) -> PathProof | None:
-    table = found.table("certificates")
-    own = table[table["method"] == "adapter_path"] if len(table) else table
-    return PathProof(float(own["bound"].max()), int(own["evaluations"].max())) if len(own) else None
+def _removal(found: Measured) -> Removal | None:
+    table = _of_pair(found, "layer_deletion")
+    if table.empty:
+        return None
+    return Removal(
+        layers=int(table["removed"].iloc[0]),
+        highest=float(table["highest"].mean()),
+        random=float(table["random"].mean()),
+        better=int((table["highest"] > table["random"]).sum()),
+        texts=len(table),
+    )

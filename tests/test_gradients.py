@@ -42,6 +42,16 @@ def test_fixed_steps_equal_captum(model, case):
     assert found.sink == "moved"
 
 
+def test_fixed_steps_need_no_gradient_at_the_zero_vector():
+    """Twenty-eight RMSNorms multiply it by 316 each: it is infinite in float32, and the rule has no node there."""
+    model = tiny_loaded("llama-28")
+    case = case_of("The capital of France", " is Paris.", model)
+    target = make_target(model, case)
+    with pytest.raises(UserError, match="not finite"):
+        Objective(model, case, target).values_and_gradients(torch.zeros(1, len(case.tokens), 64))
+    assert np.isfinite(integrated_gradients.fixed_steps(model, case, target).scores).all()
+
+
 @pytest.mark.parametrize("baseline", [name for name in BASELINES if name != "sampled"])
 def test_certified_equals_fixed_on_a_smooth_path(model, case, baseline):
     target = make_target(model, case)

@@ -43,6 +43,7 @@ class Leftovers:
         """To be called when all have succeeded."""
         if self.whole:
             clear(self.folders.tables, self.begun)
+            clear(self.folders.figs, self.begun, "*.png")
 
     def _now(self) -> int:
         """The time as the file system tells it, which may be another machine's."""

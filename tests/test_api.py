@@ -113,7 +113,7 @@ def test_settings_reach_the_method(model):
         ({"budget": "many"}, "budget: expected a whole number, got text"),
         ({"budget": 0}, "budget: input should be greater than or equal to 1, got 0"),
         ({"prefix": "bos"}, "prefix: expected 'document_start' or 'none', got 'bos'"),
-        ({"max_tokens": 0}, "max_tokens: input should be greater than or equal to 1"),
+        ({"max_tokens": 0}, "max_tokens: input should be greater than or equal to 2"),
         ({"method": "rollout", "sigma": 1.0}, "rollout has no setting 'sigma'"),
     ],
 )
@@ -132,7 +132,7 @@ def test_bad_input_is_one_line(model, arguments, message):
         ({"dtype": "int8"}, "dtype: expected 'float32'"),
         ({"device": "gpu"}, "device: 'gpu': expected auto, cpu"),
         ({"label": "a/b"}, "label: 'a/b': not usable as a file name"),
-        ({"adapter": "no-such-adapter"}, "adapter no-such-adapter: no such folder"),
+        ({"adapter": "no-such-adapter"}, "adapter no-such-adapter: there is no folder"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_one_line(folder, arguments, message):

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,7 @@ import torch
 from gguf import GGUFReader
 from tokenizers import pre_tokenizers
 from tqdm import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    modeling_gguf_pytorch_utils,
-)
-from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from xai_utils.errors import UserError, first_line
@@ -36,6 +30,16 @@ VERSION = 1  # raise it when a conversion would come out different: copies and r
 # them and puts GPT-2's alone, which takes white space in front of a digit otherwise than the model was trained to see.
 _DIGITS_THEN_GPT2 = {"smollm", "starcoder", "refact", "command-r"}
 _AS_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais"}
+GGUF_READER = "modeling_gguf_pytorch_utils"
+GGUF_TOKENIZERS = "integrations.gguf.gguf_tokenizer_mapping"  # older ones have no table of pre-tokenisers in it
+
+
+def inside(module: str) -> Any:
+    """A module of transformers that is not promised to stay where it is; None where it is not."""
+    try:
+        return import_module(f"transformers.{module}")
+    except ImportError:
+        return None
 
 
 @contextmanager
@@ -44,14 +48,17 @@ def quiet() -> Iterator[None]:
 
     In a notebook the bars would come as widgets, which a committed notebook cannot hold.
     """
-    bars, level, gguf_bar = logging.is_progress_bar_enabled(), logging.get_verbosity(), modeling_gguf_pytorch_utils.tqdm
+    bars, level, reader = logging.is_progress_bar_enabled(), logging.get_verbosity(), inside(GGUF_READER)
+    bar = getattr(reader, "tqdm", None)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=True)  # this one asks no setting
+    if bar is not None:
+        reader.tqdm = partial(tqdm, disable=True)  # this one asks no setting
     try:
         yield
     finally:
-        modeling_gguf_pytorch_utils.tqdm = gguf_bar
+        if bar is not None:
+            reader.tqdm = bar
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
@@ -125,7 +132,8 @@ def _describe(gguf: Path) -> tuple[str | None, bool, int]:
     kind, name = (
         field.contents() if (field := reader.get_field(f"tokenizer.ggml.{key}")) else None for key in ("model", "pre")
     )
-    known = kind != "gpt2" or name in _DIGITS_THEN_GPT2 | _AS_GPT2 | GGUF_PRE_TOKENIZER_SPLITS.keys()
+    theirs = getattr(inside(GGUF_TOKENIZERS), "GGUF_PRE_TOKENIZER_SPLITS", {})
+    known = kind != "gpt2" or name in _DIGITS_THEN_GPT2 | _AS_GPT2 | set(theirs)
     return name, known, 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
 
 

@@ -3,9 +3,9 @@
 Tokens are read by huggingface_hub alone (HF_TOKEN or its login) and never shown: the Hub's messages are not repeated.
 """
 
+from importlib import import_module
 from pathlib import Path
 
-from httpx2 import TransportError
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -21,6 +21,10 @@ from tqdm import tqdm
 from xai_utils.errors import UserError, first_line, nearest
 from xai_utils.files import writing
 from xai_utils.models.download import BUILT_IN
+
+# The HTTP library is huggingface_hub's choice (httpx before its version 2, httpx2 since), and so is its error.
+_LIBRARY = next(kind.__module__ for kind in HfHubHTTPError.__mro__ if kind.__module__.startswith("httpx"))
+TransportError: type[Exception] = import_module(_LIBRARY.partition(".")[0]).TransportError
 
 TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]

@@ -135,47 +135,50 @@ def test_no_rows_no_agreement():
     assert "spearman" in agreement(alone, pd.DataFrame())
 
 
-def faithful(gains, deletion="mean"):
-    """A table where `gains[method][case]` is the advantage over random of both measures; beyond 1 it beats 95 %."""
+def faithful(shares, absences=("mean", "hidden")):
+    """A table where `shares[method][case]` is the share under the first absence, which is its own, and 0.1 less under
+    the other; beyond 0.5 it beats random orders."""
     rows = []
-    for method, values in gains.items():
-        for case, gain in enumerate(values):
-            place = {"text": f"t{case // 2}", "model": f"m{case % 2}", "method": method, "baseline": "", "sink": ""}
-            rows.append(
-                CASE
-                | place
-                | {
-                    "deletion": deletion,
-                    "comprehensiveness": 2 + gain,
-                    "comprehensiveness_random": 2.0,
-                    "comprehensiveness_beats_random": gain > 1,
-                    "sufficiency": 2 - gain,
-                    "sufficiency_random": 2.0,
-                    "sufficiency_beats_random": gain > 1,
-                }
-            )
-    return pd.DataFrame(rows)
+    for method, values in shares.items():
+        for case, share in enumerate(values):
+            place = {"text": f"t{case // 2}", "model": f"m{case % 2}", "method": method, "baseline": "mean", "sink": ""}
+            for number, absence in enumerate(absences):
+                value = share - 0.1 * number
+                test = {"absence": absence, "own": number == 0, "share": value, "beats_random": value > 0.5}
+                rows.append(CASE | place | test)
+    return pd.DataFrame(rows).astype({"own": "boolean", "beats_random": "boolean"})
 
 
 def test_leaderboard():
-    found = leaderboard(faithful({"bad": [0.1, -0.5, -1, 0.3], "good": [2, 1.5, 3, 0.5], "tie": [2, 0, 0, 0]}))
+    shares = {"bad": [0.1, -0.5, -1, 0.3], "good": [0.9, 0.7, 0.8, 0.55], "tie": [0.9, 0.1, 0.1, 0.1]}
+    found = leaderboard(faithful(shares))
     assert found["method"].tolist() == ["good", "tie", "bad"]
-    good, bad = found.iloc[0], found.iloc[2]
-    assert (good["texts"], good["cases"]) == (2, 4)
-    assert good["mean_rank"] == pytest.approx((1.5 + 1 + 1 + 1) / 4)
-    assert good["comprehensiveness_gain"] == pytest.approx(1.75) == good["sufficiency_gain"]
-    assert good["comprehensiveness_beats_random"] == 3 and good["sufficiency_above_mean"] == 4
-    assert bad["comprehensiveness_above_mean"] == 2 and bad["comprehensiveness_beats_random"] == 0
-    assert good["comprehensiveness_low"] <= 1.75 <= good["comprehensiveness_high"]
+    good = found.iloc[0]
+    assert (good["texts"], good["tests"], good["beats_random"]) == (2, 8, 7)
+    assert good["share_own"] == pytest.approx(0.7375) == good["mean"]
+    assert good["share_other"] == pytest.approx(0.6375) == good["hidden"]
+    assert good["share"] == pytest.approx(0.6875) and good["low"] <= 0.6375 <= good["high"]
+
+
+def test_a_method_without_an_absence_of_its_own_has_no_own_share():
+    table = faithful({"a": [0.4, 0.6]}).assign(own=False)
+    found = leaderboard(table).iloc[0]
+    assert np.isnan(found["share_own"]) and found["share_other"] == pytest.approx(0.45)
+
+
+def test_the_ceiling_belongs_to_no_method():
+    table = faithful({"a": [0.4, 0.6], "ceiling": [0.8, 0.9]})
+    table.loc[table["method"] == "ceiling", "own"] = pd.NA
+    assert leaderboard(table)["method"].tolist() == ["ceiling", "a"]
 
 
 def test_the_interval_is_over_texts_not_cases():
-    wide = leaderboard(faithful({"a": [1.0, 3.0] * 8}))
-    assert wide["comprehensiveness_low"].item() == wide["comprehensiveness_high"].item() == pytest.approx(2)
+    wide = leaderboard(faithful({"a": [0.1, 0.3] * 8}))
+    assert wide["low"].item() == wide["high"].item() == pytest.approx(0.1)
 
 
 def test_leaderboard_leaves_out_what_has_no_curve():
-    table = faithful({"a": [1.0, 2.0, 3.0]})
-    table.loc[2, ["comprehensiveness", "sufficiency"]] = np.nan
-    assert leaderboard(table)["cases"].item() == 2
-    assert leaderboard(table.iloc[2:]).empty
+    table = faithful({"a": [0.1, 0.2, 0.3]})
+    table.loc[table["text"] == "t1", "share"] = np.nan
+    assert leaderboard(table)["tests"].item() == 4
+    assert leaderboard(table[table["text"] == "t1"]).empty

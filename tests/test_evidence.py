@@ -139,19 +139,6 @@ def test_a_killed_run_goes_on_where_it_was(tiny, monkeypatch):
     ]  # fmt: skip
 
 
-def test_methods_are_chosen_on_texts_of_their_own(tiny):
-    folder, computed = tiny
-    evidence.run("methods", folder=folder)
-    tables = evidence.read(folder)
-    assert set(computed) == {load_study(evidence.FURTHER).texts[0].id}
-    table = tables["methods"]
-    assert dict(zip(table["method"], table["family"], strict=True)) == {
-        IG: "gradients", "ablation": "influence", "attention": "attention",
-        "first_to_last": "position", "last_to_first": "position",
-    }  # fmt: skip
-    assert (table["cases"] == 2).all()  # the pair, not the control
-
-
 def test_randomised_weights_are_published_with_their_interval(tiny, monkeypatch):
     folder, _ = tiny
     small, texts = evidence.load_study, load_study(evidence.DEFAULT).texts[:3]

@@ -147,4 +147,3 @@ def test_the_part_is_published(tmp_path, monkeypatch):
     tables = evidence.read(tmp_path / "evidence")
     assert tables["panels"]["chosen"].sum() == 1 and tables["panels"]["cases"].unique().tolist() == [4]
     assert set(tables["panel_methods"]["method"]) > {"panel_shapley", "last_to_first", "ceiling"}
-    assert "Table panels" in (tmp_path / "evidence" / "summary.md").read_text()

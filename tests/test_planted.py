@@ -47,13 +47,7 @@ def test_every_method_finds_it(name, place):
 
 def test_faithfulness_knows_it_too():
     model, case, target = planted(MIDDLE)
-    rows = []
-    for name in ("integrated_gradients", "ablation", "shapley"):
-        found = METHODS[name].function(model, case, target)
-        rows += word_rows(found)
-    table = faithfulness(model, case, target, pd.DataFrame(rows)).set_index(["method", "deletion"])
-    for name in ("integrated_gradients", "ablation", "shapley"):
-        for deletion in ("mean", "eos"):
-            row = table.loc[(name, deletion)]
-            assert row["comprehensiveness"] > row["comprehensiveness_random"]
-            assert row["sufficiency"] < row["sufficiency_random"]
+    names = ("integrated_gradients", "ablation", "panel_shapley")
+    rows = [row for name in names for row in word_rows(METHODS[name].function(model, case, target))]
+    table = faithfulness(model, case, target, pd.DataFrame(rows))
+    assert (table[table["method"].isin(names)].groupby("method")["share"].mean() > 0.8).all()

@@ -132,7 +132,7 @@ def verify(
 
 @app.command()
 def evidence(
-    only: Annotated[str | None, typer.Option("--only", help="panel, baselines, methods, sanity or corpus")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="panel, baselines, sanity or corpus")] = None,
     pairs: Annotated[
         int | None, typer.Option("--pairs", min=1, help="of a group of the corpus, the first ones")
     ] = None,

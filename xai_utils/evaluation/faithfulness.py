@@ -105,7 +105,8 @@ class Deletion:
     def curves(self, orders: Orders) -> Curves:
         """Both measures and the share of each order, beside those of random orders."""
         if len(self.words) < 2:
-            return Curves(*np.full((3, len(orders)), np.nan), np.nan, np.nan)
+            nothing = np.full(len(orders), np.nan)
+            return Curves(nothing, nothing, nothing, np.nan, np.nan)
         whole = self.value(np.ones((1, len(self.words)), dtype=bool))[0]
         kept, left = self.along(orders), self.along(orders[:, ::-1])
         random = self._random()

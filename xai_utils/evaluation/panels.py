@@ -34,6 +34,7 @@ COMPETENT = 0.01  # probability of the answer under one of the models, below whi
 KEEPS = 0.95  # how often a word that stands must keep its sign under an absence that the panel was not asked about
 
 Scores = Float[np.ndarray, " word"]
+Ranking = tuple[str, str, Scores, Sequence[str]]  # method, baseline, scores, the absences that it uses
 
 
 def subset_values(
@@ -166,15 +167,17 @@ def stability(scores: Float[np.ndarray, "absence word"]) -> dict[str, float]:
     }
 
 
-def rankings(cases: Sequence[Subsets], panel: Sequence[str]) -> pd.DataFrame:
+def rankings(cases: Sequence[Subsets], panel: Sequence[str], others: pd.DataFrame | None = None) -> pd.DataFrame:
     """Table `panel_methods`: the mean share over texts of rankings of words under each absence, a row a ranking.
 
     The panel, Shapley values and ablation under each absence, both orders of position, and the ceiling: each text's
-    best single order over all absences. `share` is the mean over absences, `share_other` over those not its own.
+    best single order over all absences; `others` are rows of `word_scores`, words alone, of more methods. `share` is
+    the mean over absences, `share_other` over those not its own.
     """
+    scored = _scored(others)
     rows = []
     for case in cases:
-        for method, baseline, scores, used in _ranked(case, panel):
+        for method, baseline, scores, used in [*_ranked(case, panel), *scored.get((case.text, case.model), [])]:
             found = case.shares(scores)
             other = [share for absence, share in found.items() if absence not in used]
             mean = {"share": np.nanmean(list(found.values())), "share_other": np.nanmean(other) if other else np.nan}
@@ -184,8 +187,19 @@ def rankings(cases: Sequence[Subsets], panel: Sequence[str]) -> pd.DataFrame:
     return by_text.groupby(key, sort=False).mean().reset_index().sort_values("share", ascending=False)
 
 
-def _ranked(case: Subsets, panel: Sequence[str]) -> list[tuple[str, str, Scores, Sequence[str]]]:
-    """Each ranking's method, baseline, scores, and the absences that it uses."""
+def _scored(others: pd.DataFrame | None) -> dict[tuple[str, str], list[Ranking]]:
+    """Rankings of other methods, by text and model."""
+    found: dict[tuple[str, str], list[Ranking]] = {}
+    if others is not None:
+        key = ["text", "model", "method", "baseline"]
+        for (text, model, method, baseline), part in others.fillna({"baseline": ""}).groupby(key, sort=False):
+            ranking = (str(method), str(baseline), part["score"].to_numpy(float), [str(baseline)])
+            found.setdefault((str(text), str(model)), []).append(ranking)
+    return found
+
+
+def _ranked(case: Subsets, panel: Sequence[str]) -> list[Ranking]:
+    """The panel, single absences, position and the ceiling."""
     place, whole = np.arange(case.words, dtype=float), 2**case.words - 1
     without = [whole & ~(1 << word) for word in range(case.words)]
     return [

@@ -148,12 +148,12 @@ def assess(
     if tests:
         scores = pd.DataFrame(word_rows(found))
         rows = faithfulness(model, found.case, found.target, scores, budget=budget, seed=seed)
-    return card(found, behaviour(model, found.case).iloc[0], rows, controls or {})
+    return card(found, behaviour(model, found.case).to_dict("records")[0], rows, controls or {})
 
 
 def card(
     found: Attribution,
-    asked: Mapping[str, Any],
+    asked: Mapping[Any, Any],
     tests: pd.DataFrame | None = None,
     controls: Mapping[str, Attribution] | None = None,
 ) -> TrustCard:
@@ -170,7 +170,7 @@ def card(
     )
 
 
-def competence(asked: Mapping[str, Any]) -> Competence:
+def competence(asked: Mapping[Any, Any]) -> Competence:
     """From a row of the table `behaviour`."""
     own = pd.isna(asked["probability"])
     probability = float(asked["next_probability"] if own else asked["probability"])
@@ -215,7 +215,8 @@ def stability_of(found: Attribution) -> dict[str, float] | None:
 def stability_row(found: Attribution) -> dict[str, object]:
     """A row of the table `stability`."""
     nothing = {"rank_correlation": np.nan, "one_sign": np.nan, "same_top": np.nan}
-    return found.case.keys() | {"method": found.method} | (stability_of(found) or nothing)
+    keys: dict[str, object] = {**found.case.keys(), "method": found.method}
+    return keys | (stability_of(found) or nothing)
 
 
 def faithful(found: Attribution, tests: pd.DataFrame | None) -> Faithfulness:

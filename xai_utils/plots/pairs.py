@@ -220,32 +220,3 @@ def pieces(tokenization: pd.DataFrame, title: str = "") -> Figure:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, borderaxespad=0.2)
         fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
     return fig
-
-
-def leaderboard(board: pd.DataFrame, title: str = "") -> Figure:
-    """Gain over random orders of every method, both measures, a mark a model with its interval over texts.
-
-    `board` holds the rows of the table of that name at one deletion baseline; methods stand in the first model's order.
-    """
-    labels = list(dict.fromkeys(board["model"]))
-    methods = list(dict.fromkeys(board["method"]))
-    with style():
-        fig = figure(8.4, 1.5 + (0.16 + 0.11 * len(labels)) * len(methods))
-        sides = fig.subplots(1, 2, sharey=True)
-        for axes, measure in zip(sides, ("comprehensiveness", "sufficiency"), strict=True):
-            for number, label in enumerate(labels):
-                rows = board[board["model"] == label].drop_duplicates("method").set_index("method").reindex(methods)
-                places = np.arange(len(methods)) + (number - (len(labels) - 1) / 2) * 0.6 / len(labels)
-                gain, low, high = (rows[f"{measure}_{part}"].to_numpy(float) for part in ("gain", "low", "high"))
-                colour = PALETTE[number % len(PALETTE)]
-                axes.hlines(places, low, high, color=colour, linewidth=1.2)
-                axes.plot(
-                    gain, places, "o" if number == 0 else "D", color=colour, markersize=4.5, label=readable(label)
-                )
-            _rows(axes, [method_name(method) for method in methods])
-            axes.set_title(f"{measure}: gain over random orders")
-            axes.set_xlabel(f"{board['unit'].iloc[0]}, right is better")
-        sides[1].tick_params(labelleft=False)
-        fig.legend(*sides[0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
-        fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
-    return fig

@@ -39,7 +39,6 @@ class Study(Reading):
     absences: Annotated[tuple[Absence, ...], Field(min_length=1)] = ("mean", "dropped", "eos", "zero")  # the panel
     baseline: Baseline = "zero"  # where a path starts
     baselines: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("zero", "mean")  # a difference keeps its sign
-    deletions: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("zero", "eos")  # of the tests of faithfulness
     keep_sink: Flag = True
     tolerance: Positive = 0.01  # of |F(x) - F(baseline)|
     budget: Count = 1024  # gradients, or versions of the text, a case and method: all subsets of ten words

@@ -26,7 +26,6 @@ from xai_utils.models import adapters
 from xai_utils.models.loading import LoadedModel, content_hash
 from xai_utils.study import evidence_tables as tables_of
 from xai_utils.study import questions
-from xai_utils.study.comparison import deletion_tests
 from xai_utils.study.config import Study, load_study
 from xai_utils.study.explainer import Explainer, progress
 from xai_utils.study.results import provenance, rounded
@@ -38,9 +37,10 @@ from xai_utils.text.tokens import tokenization_table
 
 FOLDER = ROOT / "report" / "evidence"
 DEFAULT, FURTHER, CORPUS, SHORT = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus", "panel"))
-PARTS = ("panel", "baselines", "methods", "sanity", "corpus")
+PARTS = ("panel", "baselines", "sanity", "corpus")
 
 MOST_WORDS = 9  # of a text on which every subset of words is evaluated
+BESIDE = (IG, "fixed_steps", "input_x_gradient", "cp_lrp", "attn_lrp_norm", "sensitivity", "attention", "rollout")
 SEQUENCES = 4  # of random tokens, for the sampled baseline
 TRIED = ("zero", "mean", "eos", "space")  # on all texts, beside the study's own
 LIMIT = 200  # gradient evaluations for baselines that are only tried
@@ -61,8 +61,6 @@ def run(only: str | None = None, pairs: int | None = None, folder: Path = FOLDER
         run_panel(Explainer(short_texts()), folder)
     if only in (None, "baselines"):
         run_baselines(Explainer(joined(load_study(DEFAULT), load_study(FURTHER))), folder)
-    if only in (None, "methods"):
-        run_methods(Explainer(moved_to(load_study(DEFAULT), load_study(FURTHER))), folder)
     if only in (None, "sanity"):
         run_sanity(Explainer(load_study(DEFAULT)), folder)
     if only in (None, "corpus"):
@@ -81,12 +79,6 @@ def short_texts() -> Study:
 def joined(published: Study, further: Study) -> Study:
     """The published study with the further texts behind its own: same models, same settings."""
     return published.model_copy(update={"texts": published.texts + further.texts, "published": False})
-
-
-def moved_to(published: Study, further: Study) -> Study:
-    """The published study's pair and settings on the further texts alone."""
-    pair = tuple(model for model in published.models if model.label in roles(published)[0])
-    return published.model_copy(update={"models": pair, "texts": further.texts, "published": False})
 
 
 def observation(entry: TextEntry) -> str:
@@ -160,32 +152,21 @@ def baseline_steps(book: Explainer) -> Iterator[dict[str, pd.DataFrame]]:
 
 
 def run_panel(book: Explainer, folder: Path) -> None:
-    """Candidate panels of absences, and how the chosen one ranks words beside single absences and position."""
+    """Candidate panels of absences, and how the chosen one ranks words beside other methods and position.
+
+    The tables are first published without the other methods, which take longer.
+    """
     announce(f"panel: all subsets of {len(book.study.texts)} texts, {', '.join(ABSENCES)}")
     wanted = [(label, entry.id) for label in book.models for entry in book.study.texts]
     values = [book.cached_table(*case, subset_values) for case in progress(wanted, "subsets")]
-    publish_panel(pd.concat(values, ignore_index=True), folder)
-    publish(provenance(book.study, book.models.values()), "panel_provenance", folder)
-
-
-def publish_panel(values: pd.DataFrame, folder: Path) -> None:
-    """Tables `panels` and `panel_methods` from the values of all subsets."""
-    cases = cases_of(values)
+    cases = cases_of(pd.concat(values, ignore_index=True))
     table = candidates(cases)
     publish(table, "panels", folder)
     publish(rankings(cases, choice(table)), "panel_methods", folder)
-
-
-# ---- methods
-
-
-def run_methods(book: Explainer, folder: Path) -> None:
-    """Every method of the published study put to the deletion tests on texts that the study does not hold."""
-    announce(f"{', '.join(book.study.methods)} on {len(book.study.texts)} further texts")
-    found = book.tables(book.study.methods)
-    families = {name: METHODS[name].family for name in book.study.methods}
-    publish(tables_of.method_table(deletion_tests(book, found["word_scores"]), families), "methods", folder)
-    publish(provenance(book.study, book.models.values()), "methods_provenance", folder)
+    publish(provenance(book.study, book.models.values()), "panel_provenance", folder)
+    announce(f"panel: {', '.join(BESIDE)} on the same texts")
+    scores = book.tables(BESIDE)["word_scores"]
+    publish(rankings(cases, choice(table), scores[scores["is_word"]]), "panel_methods", folder)
 
 
 # ---- sanity

@@ -1,18 +1,13 @@
-"""What a baseline costs and how the methods rank, from tables alone. Nothing here loads a model."""
+"""What a baseline costs, from tables alone. Nothing here loads a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 
-from xai_utils.evaluation.agreement import LEAST, leaderboard
+from xai_utils.evaluation.agreement import LEAST
 from xai_utils.evaluation.statistics import certified
 
 PLACE = ["text", "model", "baseline", "sink"]
-
-
-# ---- baselines
 
 
 def rank_agreement(word_scores: pd.DataFrame, certificates: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -63,21 +58,3 @@ def baseline_table(
             }
         )
     return pd.DataFrame(rows)
-
-
-# ---- methods
-
-
-def method_table(faithfulness: pd.DataFrame, families: Mapping[str, str]) -> pd.DataFrame:
-    """The leaderboard over all cases with each method's family; orders by position alone have none."""
-    board = leaderboard(faithfulness)
-    return board.assign(family=board["method"].map(families).fillna("position"))
-
-
-def best_method(table: pd.DataFrame, family: str) -> str:
-    """The method of a family with the best mean rank over the deletion baselines.
-
-    >>> best_method(pd.DataFrame({"method": ["a", "b", "a"], "family": ["x"] * 3, "mean_rank": [4.0, 3.0, 1.0]}), "x")
-    'a'
-    """
-    return str(table[table["family"] == family].groupby("method")["mean_rank"].mean().idxmin())

@@ -8,6 +8,7 @@ import torch
 
 from tests.tiny import tiny_loaded, tiny_model
 from xai_utils.errors import UserError
+from xai_utils.models import kernels
 from xai_utils.models.blend import blend
 from xai_utils.models.tree import PromptTree
 from xai_utils.models.watch import Watch
@@ -143,13 +144,21 @@ def test_models_that_cannot_be_mixed_are_refused():
     )
     refused("LlamaForCausalLM.*MistralForCausalLM", base, tiny_loaded("mistral"))
     refused("one device and dtype", base, tiny_loaded("llama", dtype=torch.float64))
+    spread = tiny_loaded("llama", label="spread")
+    spread.model.model.layers[0]._hf_hook = None  # as accelerate leaves it
+    refused("'spread' is spread over devices", base, spread)
     wider = tiny_loaded("llama", seed=1, label="wider", vocab_size=600)  # more tokens are no other body
     assert blend(base, wider).places
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mistral", "qwen2"])
-def test_a_tree_computes_what_its_prompts_alone_do(architecture):
+@pytest.mark.parametrize(
+    ("architecture", "attention"),
+    [*((name, None) for name in [*ARCHITECTURES, "mistral", "qwen2"]), ("llama", "eager"), ("llama", kernels.REPEATED)],
+)
+def test_a_tree_computes_what_its_prompts_alone_do(architecture, attention):
     model = tiny_loaded(architecture)
+    if attention:
+        model.model.set_attn_implementation(attention)
     rows = torch.randn(9, 32, generator=torch.Generator().manual_seed(1))
     pieces = {"a": rows[:2], "b": rows[2:3], "c": rows[3:6], "d": rows[6:7], "e": rows[7:9]}
     prompts = ["abc", "abd", "ace", "ab", "acde"]

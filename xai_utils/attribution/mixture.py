@@ -19,6 +19,8 @@ from xai_utils.models.blend import blend
 from xai_utils.models.tree import PromptTree
 from xai_utils.text.splicing import readings
 
+MOST = 2048  # nodes of a tree: its mask grows with their square
+
 
 @dataclass(frozen=True)
 class _Asked:
@@ -99,7 +101,7 @@ class Mixture:
         self, bodies: Bool[np.ndarray, "body part"], texts: Bool[np.ndarray, "text part"]
     ) -> Float[np.ndarray, "body text"]:
         """F of every body with every way of reading and writing."""
-        room = positions(self.both.base.model) if self.packed else 1
+        room = min(positions(self.both.base.model), MOST) if self.packed else 1
         values = np.zeros((len(bodies), len(texts)))
         tree, asked = PromptTree(), list[_Asked]()
         for index, text in enumerate(texts):
@@ -163,4 +165,5 @@ def token_scores(
     """The log-probability of each token, or for the target `logit` its logit."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     own = logits.gather(-1, ids.expand(len(logits), -1)[..., None])[..., 0]
+    # Not log_softmax, which in float32 loses up to 1e-5 a token over a large vocabulary and copies the logits.
     return own if kind == "logit" else own - logits.logsumexp(-1)

@@ -130,6 +130,9 @@ def check_pair(base: LoadedModel, other: LoadedModel) -> None:
             f"{pair} have bodies of different shapes ({_told(base.model)}; {_told(other.model)}), so their parts "
             "cannot be exchanged; expected a model and its adapted twin; only word scores can be compared"
         )
+    for each in (base, other):
+        if any("_hf_hook" in vars(module) for module in each.model.modules()):
+            raise UserError(f"'{each.label}' is spread over devices; expected it on one; leave device_map out")
     if (base.device, base.dtype) != (other.device, other.dtype):
         raise UserError(
             f"{pair} are on {base.device} in {base.dtype} and on {other.device} in {other.dtype}; expected one device "

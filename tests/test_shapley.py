@@ -1,4 +1,4 @@
-"""Shapley values, under one absence and over a panel, against all orders, captum's and shap's enumeration."""
+"""Shapley values, under one absence and over a panel, against all orders and captum's enumeration."""
 
 from itertools import permutations
 
@@ -145,9 +145,7 @@ def test_a_panel_needs_different_absences(absences):
         panel_shapley(model, *tiny_case(model, FOUR), absences=absences)
 
 
-def test_captum_and_shap_enumerate_the_same():
-    import shap
-
+def test_captum_enumerates_the_same():
     model = tiny_loaded()
     case, target = tiny_case(model, FOUR)
     removal = Removal(model, case, target, "hidden")
@@ -157,11 +155,8 @@ def test_captum_and_shap_enumerate_the_same():
 
     ones = torch.ones(1, 4, dtype=torch.float64)
     captums = ShapleyValues(answer).attribute(ones, baselines=0)[0].numpy()
-    kernel = shap.KernelExplainer(lambda present: removal.without(present > 0)[:, 0], np.zeros((1, 4)))
-    shaps = kernel.shap_values(np.ones(4), nsamples=16, l1_reg=0, silent=True)
     found = shapley(model, case, target, absence="hidden")
     assert found.word_scores[1:] == pytest.approx(captums, abs=1e-5)
-    assert found.word_scores[1:] == pytest.approx(shaps, abs=1e-4)
     assert (found.word_errors[1:] == 0).all()
 
 

@@ -27,7 +27,7 @@ from xai_utils.errors import UserError
 from xai_utils.files import ROOT, refusals, whole, write_text, write_whole
 from xai_utils.study.config import Study
 
-PACKAGES = ("torch", "transformers", "captum", "peft", "tokenizers", "numpy", "scipy", "scikit-learn", "shap", "uniseg")
+PACKAGES = ("torch", "transformers", "captum", "peft", "tokenizers", "numpy", "scipy", "scikit-learn", "uniseg")
 ROW_GROUP = 2000  # rows of a table that are held until they are written: each row group costs memory of its own
 DIGITS = 3  # significant, in published tables: what two machines agree on
 

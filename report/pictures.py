@@ -14,12 +14,15 @@ from matplotlib.figure import Figure
 
 from report.facts import Facts, facts
 from report.facts.attention import table_of_heads
+from report.facts.behaviour import behaviour
 from report.page import Page, escape
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.tables import from_word_rows
 from xai_utils.plots import heatmaps, layers, leaderboard, sentence, swap
 from xai_utils.plots.html import sentence_html
 from xai_utils.plots.style import save
+from xai_utils.study.comparison import behaviours
+from xai_utils.study.explainer import Explainer
 from xai_utils.study.results import folders
 from xai_utils.study.tables import Measured
 from xai_utils.text.cases import normalise
@@ -96,10 +99,16 @@ def coloured(found: Measured, told: Facts, texts: list[str]) -> list[Attribution
     return [from_word_rows(part, entries[text]) for text, part in parts if len(part)]
 
 
-def picture(found: Measured, name: str) -> Image | None:
-    """One figure of the report for a notebook, saved among the study's figures; None where there is nothing to draw."""
-    pictures = Pictures(found, facts(found), folders(found.study).figs)
-    return pictures.draw(name)
+def picture(found: Measured, name: str) -> Figure | None:
+    """One figure of the report, for a notebook; None where there is nothing to draw."""
+    return Pictures(found, facts(found), folders(found.study).figs).figure(name)
+
+
+def leading(book: Explainer) -> str:
+    """The text of a study that its notebooks look at: the report's headline, by the models' behaviour alone."""
+    asked = Measured(book.study, {"behaviour": behaviours(book)})
+    told = behaviour(asked)
+    return told.headline.id if told and told.headline else asked.headline
 
 
 def there(told: Facts, name: str) -> bool:
@@ -141,9 +150,13 @@ class Pictures:
 
     def draw(self, name: str) -> Image | None:
         """Draw and save one figure; None where the study has nothing to draw."""
-        draw = DRAWN.get(name)
-        fig = draw(self.found, self.told, self._said(f"{name}_title")) if draw and there(self.told, name) else None
+        fig = self.figure(name)
         return save(fig, self.folder / f"{name}.png", alt=self._said(f"{name}_alt")) if fig else None
+
+    def figure(self, name: str) -> Figure | None:
+        """One figure with its title; None where the study has nothing to draw."""
+        draw = DRAWN.get(name)
+        return draw(self.found, self.told, self._said(f"{name}_title")) if draw and there(self.told, name) else None
 
     def _said(self, macro: str) -> str:
         parts: dict[str, Any] = {name: getattr(self.told, name) for name in vars(self.told)}

@@ -203,20 +203,20 @@ def agreement(matrix: pd.DataFrame, title: str = "") -> Figure:
     return fig
 
 
-def pieces(tokenization: pd.DataFrame, title: str = "") -> Figure:
-    """Tokens a word of every text, a dot a model."""
-    texts = list(dict.fromkeys(tokenization["text"]))
+def by_text(table: pd.DataFrame, column: str, title: str = "", axis: str = "") -> Figure:
+    """One column of a table (not below 0) text by text, a mark a model."""
+    texts, lines = list(dict.fromkeys(table["text"])), heading(title, 6.2)
     with style():
-        fig = figure(6.2, 1.3 + ROW * 1.2 * len(texts))
+        fig = figure(6.2, 1.1 + 0.2 * len(lines) + ROW * 1.2 * len(texts))
         axes = fig.subplots()
-        for number, label in enumerate(dict.fromkeys(tokenization["model"])):
-            values = tokenization[tokenization["model"] == label].set_index("text")["tokens_per_word"].reindex(texts)
+        for number, label in enumerate(dict.fromkeys(table["model"])):
+            values = table[table["model"] == label].set_index("text")[column].reindex(texts)
             look: dict[str, Any] = {"markersize": 9, "markerfacecolor": "none"} if number == 0 else {"markersize": 5}
             colour, marker = PALETTE[number % len(PALETTE)], "o" if number == 0 else "D"
             axes.plot(values, range(len(texts)), marker, color=colour, label=readable(str(label)), **look)
         _rows(axes, texts)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("tokens a word")
+        axes.set_xlim(left=-0.02 * axes.get_xlim()[1])
+        axes.set_xlabel(axis or column)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, borderaxespad=0.2)
-        fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
+        fig.suptitle("\n".join(lines), x=0.01, ha="left")
     return fig

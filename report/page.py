@@ -68,7 +68,7 @@ class Page:
             lstrip_blocks=True,
             keep_trailing_newline=True,
         )
-        for name in ("signed", "percent", "sig", "plural", "listed", "quoted", "yaml"):
+        for name in ("signed", "percent", "sig", "plural", "agree", "listed", "quoted", "begun", "yaml"):
             self.environment.filters[name] = getattr(self, name)
         self.environment.filters["method"] = method_name
 
@@ -80,7 +80,7 @@ class Page:
     def line(self, template: str, name: str, **facts: Any) -> str:
         """What one macro of a template says, as plain text in one line: a title or an alt text."""
         macro = getattr(self.environment.get_template(template).make_module(facts), name)
-        return plain(" ".join(str(macro()).split()))
+        return plain(re.sub(r"\s+(?=[.,;:])", "", " ".join(str(macro()).split())))
 
     # ---- filters
 
@@ -102,6 +102,15 @@ class Page:
     def plural(self, count: int, one: str, many: str) -> Markup:
         """A count with its noun."""
         return self._number(count, f"{count:,}") + f" {one if count == 1 else many}"
+
+    def agree(self, count: int, one: str, many: str) -> str:
+        """The form of a verb or noun that fits a count, without the count."""
+        return one if count == 1 else many
+
+    def begun(self, text: str) -> Markup:
+        """Text as a sentence begins."""
+        done = self._finished(text)
+        return done[:1].upper() + done[1:]
 
     def quoted(self, text: str) -> Markup:
         """A text or token in quotation marks, without the space in front of it."""

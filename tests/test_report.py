@@ -44,7 +44,7 @@ PUSH = {  # a change to one table that the page must follow
 
 @pytest.fixture(scope="module")
 def found() -> Measured:
-    return with_path(measured())
+    return with_path(measured(texts=("planets", "capital", "moons", "bird", "proverb", "file")))
 
 
 def page(found: Measured, template: str = "index.md.j2") -> str:
@@ -80,7 +80,7 @@ def test_settings_are_those_of_the_study_file(found):
 
 def test_what_did_not_converge_is_counted(found):
     failed = changed(found, "certificates", lambda table: table.assign(converged=table["text"] == "moons"))
-    assert "2 of 24 runs are certified" in page(failed) and "takes no part in any comparison" in page(failed)
+    assert "2 of 12 runs are certified" in page(failed) and "takes no part in any comparison" in page(failed)
     assert '"converged": false' in page(failed, "appendix.md.j2")
 
 
@@ -124,7 +124,7 @@ def test_markup_is_text(found):
         text = page(made, template)
         prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
         assert "{{" not in text and "<b>" not in prose and "*a*" not in prose.replace("\\*a\\*", "")
-        assert not re.search(r"(?<!\\)`(?!contrast|rewordings|rows|report)[^`]*\|", prose) and "$" not in prose
+        assert "`" not in re.sub(r"\\`|`[\w/:. ]+`", "", prose) and "$" not in prose
         assert "\u202e" not in prose
         for heads, row in re.findall(r"^(\|.*\|)\n\|[-:|]+\|\n(\|.*\|)$", prose, flags=re.MULTILINE):
             assert heads.count("|") == row.count("|")

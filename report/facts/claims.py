@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from report.facts.rows import Row, rows
+from xai_utils.evaluation.statistics import UNDECIDED
+from xai_utils.study.questions import FAILS, HOLDS
 from xai_utils.study.tables import Measured
 
 
@@ -12,26 +14,22 @@ from xai_utils.study.tables import Measured
 class Verdict:
     """One test of a claim: `outcome` is holds, does not hold, or cannot be decided."""
 
-    method: str  # empty where the claim is not about a method's scores
     outcome: str
     texts: int  # or translation pairs
     base: float | None  # the mean under the base, of a claim that compares two models
     value: float  # the mean under the adapted model, or under both
-    low: float  # interval of the change, or of the value
-    high: float
-    against: float  # the mark that the claim asks for
 
 
 @dataclass(frozen=True)
 class Claim:
     name: str
-    paired: bool
-    verdicts: tuple[Verdict, ...]
+    own: Verdict  # by the original's own method
+    other: Verdict | None  # by a method that the deletion tests prefer, or that is certified
 
 
 @dataclass(frozen=True)
 class Claims:
-    """All claims that were put to a test, and how many came out how, by the first of each claim's tests."""
+    """All claims that were put to a test, and how many came out how, by the better of their methods."""
 
     claims: tuple[Claim, ...]
     hold: int
@@ -49,23 +47,17 @@ def claims(found: Measured) -> Claims | None:
     asked = table[table["claim"].fillna("") != ""] if len(table) and "claim" in table else table
     if asked.empty or found.study.claims is None:
         return None
-    every = tuple(
-        Claim(str(name), bool(part["paired"].iloc[0]), tuple(map(_verdict, rows(part))))
-        for name, part in asked.groupby("claim", sort=False)
-    )
-    first = [claim.verdicts[0].outcome for claim in every]
-    return Claims(every, first.count("holds"), first.count("does not hold"), first.count("cannot be decided"))
+    every = tuple(_claim(str(name), rows(part)) for name, part in asked.groupby("claim", sort=False))
+    outcomes = [(claim.other or claim.own).outcome for claim in every]
+    return Claims(every, *(outcomes.count(outcome) for outcome in (HOLDS, FAILS, UNDECIDED)))
 
 
-def _verdict(values: Row) -> Verdict:
-    shift = 0.0 if values["paired"] else float(values["against"])
-    return Verdict(
-        method=str(values["method"]),
-        outcome=str(values["verdict"]),
-        texts=int(values["n"]),
-        base=float(values["mean_base"]) if values["paired"] else None,
-        value=float(values["mean_other"]),
-        low=float(values["low"]) + shift,
-        high=float(values["high"]) + shift,
-        against=float(values["against"]),
-    )
+def _claim(name: str, tests: list[Row]) -> Claim:
+    """The tests of one claim, that by the original's own method last (questions.py)."""
+    *others, own = map(_verdict, tests)
+    return Claim(name, own, others[0] if others else None)
+
+
+def _verdict(row: Row) -> Verdict:
+    base = float(row["mean_base"]) if row["paired"] else None
+    return Verdict(str(row["verdict"]), int(row["n"]), base, float(row["mean_other"]))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from report.facts.rows import Row, known, rows
+from xai_utils.evaluation.agreement import one_setting
+from xai_utils.evaluation.statistics import certified
 from xai_utils.study.ranking import preferred
 from xai_utils.study.tables import Measured
 
@@ -178,17 +179,15 @@ def _difference(sentence: Sentence, word: Word) -> Difference:
 
 def _votes(found: Measured, text: str) -> tuple[tuple[Votes, ...], int]:
     """The word that most methods name the most important, a model each; certified scores alone have a vote."""
+    every = found.explained("word_scores")
+    own = every[(every["text"] == text) & every["is_word"].astype(bool) & every["method"].isin(found.study.methods)]
+    own = certified(one_setting(own, found.study.baseline), found.table("certificates")).dropna(subset="score")
     votes, asked = [], 0
     for label in found.pair:
-        names = []
-        for method in found.study.methods:
-            every = found.certified("word_scores", method)
-            own = every[every["is_word"].astype(bool) & (every["model"] == label) & (every["text"] == text)]
-            scores = own["score"].to_numpy(float)
-            if len(scores) and not np.isnan(scores).all():
-                names.append(str(own["word"].iloc[int(np.nanargmax(scores))]))
+        ranked = own[own["model"] == label].sort_values("score", ascending=False, kind="stable")
+        names = ranked.drop_duplicates("method")["word"].astype(str)
         asked = max(asked, len(names))
-        if names:
+        if len(names):
             word, count = Counter(names).most_common(1)[0]
             votes.append(Votes(label, word, count))
     return tuple(votes), asked

@@ -43,7 +43,7 @@ adapt: setup  ## make the adapted twin from its corpus; resumes where it stopped
 adapt-help: setup  ## make the LoRA twin from the same corpus; resumes where it stopped
 	$(BIN)/python -m recipes.lora
 
-bench: setup  ## time and memory beside inseq, captum and plain loops; writes benchmarks/results.csv and the README's table
+bench: setup  ## time and memory beside inseq, captum and plain loops; writes benchmarks/results.csv and benchmarks/README.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks
 

@@ -1,9 +1,9 @@
-"""`python -m benchmarks`: time and peak memory of the same work here and in other tools; writes results.csv and README.
+"""`python -m benchmarks`: time and peak memory of the same work here and in other tools; writes results.csv and tables.
 
-Every measurement is a process of its own, and repeats are interleaved, so that a machine that slows down slows all of
-them; the median is kept. `share_of_limit` is the least number of floating-point operations known for the work (those
-that ours makes), over the time, over the rate of a large matrix product of the same dtype and threads, which each
-process measures before and after its work.
+On a GPU (`--device cuda`, card.py) models are measured by their shapes. On a CPU every measurement is a process of its
+own, and repeats are interleaved, so that a machine that slows down slows all of them; the median is kept.
+`share_of_limit` is the least number of floating-point operations known for the work (those that ours makes), over the
+time, over the rate of a large matrix product of the same dtype and threads, measured in the same process.
 """
 
 import json
@@ -25,8 +25,22 @@ from xai_utils.study.results import rounded
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS, REHEARSAL = FOLDER / "results.csv", FOLDER / "rehearsal.csv"
-START, END = "<!-- benchmark -->", "<!-- /benchmark -->"
-COLUMNS = ["work", "tokens", "peer", "dtype", "seconds", "ratio", "peak_mb", "share_of_limit", "error"]
+TABLE = FOLDER / "README.md"
+START, END = "<!-- table -->", "<!-- /table -->"
+MODEL = "SmolLM2-135M"  # of a CPU's table
+COLUMNS = [
+    "device",
+    "model",
+    "work",
+    "tokens",
+    "peer",
+    "dtype",
+    "seconds",
+    "ratio",
+    "peak_mb",
+    "share_of_limit",
+    "error",
+]
 LONG = 60.0  # seconds after which a measurement is not repeated
 SAME_SCORES = ("ablation", "sensitivity", "attention")
 
@@ -59,7 +73,7 @@ def sampled(jobs: list[Job], dtype: str, repeats: int) -> Iterator[tuple[Job, di
 def row(job: Job, dtype: str, runs: list[dict[str, Any]], mine: dict[str, Any]) -> dict[str, Any]:
     """One line of results.csv; a peer that failed has its reason in place of numbers."""
     work, peer, tokens = job
-    keys = {"work": work, "tokens": tokens, "peer": peer, "dtype": dtype}
+    keys = {"device": cores(), "model": MODEL, "work": work, "tokens": tokens, "peer": peer, "dtype": dtype}
     if any("failed" in run for run in runs):
         return keys | {"error": next(run["failed"] for run in runs if "failed" in run)}
     seconds = statistics.median(run["seconds"] for run in runs)
@@ -73,6 +87,12 @@ def row(job: Job, dtype: str, runs: list[dict[str, Any]], mine: dict[str, Any]) 
         "share_of_limit": mine["operations"] / statistics.median(run["seconds"] * run["rate"] for run in runs),
         "error": error,
     }
+
+
+def cores() -> str:
+    """The device of a CPU's lines."""
+    count = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    return f"{count} core{'s' * (count > 1)}"
 
 
 def rows_of(jobs: list[Job], dtype: str, repeats: int) -> list[dict[str, Any]]:
@@ -90,14 +110,19 @@ def rows_of(jobs: list[Job], dtype: str, repeats: int) -> list[dict[str, Any]]:
 
 
 def keep(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Put lines into results.csv in place of older ones of the same work, length and dtype, and give all back."""
+    """Put lines into results.csv in place of older ones of the same device, model, work, length and dtype.
+
+    Gives all lines back.
+    """
     new = pd.DataFrame(rows, columns=COLUMNS)
     if RESULTS.exists():
-        old, keys = pd.read_csv(RESULTS), ["work", "tokens", "dtype"]
+        old, keys = pd.read_csv(RESULTS), ["device", "model", "work", "tokens", "dtype"]
         stale = pd.MultiIndex.from_frame(old[keys]).isin(pd.MultiIndex.from_frame(new[keys]))
         new = pd.concat([old[~stale], new], ignore_index=True)
-    first = pd.factorize(new["work"])[0]  # a work's lengths stand together, whenever they were measured
-    new = new.assign(first=first).sort_values(["first", "tokens"], kind="stable", ignore_index=True)[COLUMNS]
+    order = {name: pd.factorize(new[name])[0] for name in ("device", "model", "work")}
+    new = new.assign(**{f"{name}_order": values for name, values in order.items()})  # what belongs together stands so
+    by = [*(f"{name}_order" for name in order), "tokens"]
+    new = new.sort_values(by, kind="stable", ignore_index=True)[COLUMNS]
     write_whole(
         RESULTS,
         lambda file: new.map(rounded).astype({"tokens": "Int64"}).to_csv(file, index=False, lineterminator="\n"),
@@ -115,7 +140,8 @@ def texts(repeats: int) -> list[dict[str, Any]]:
         for count, runs in found.items()
     }
     return [
-        {"work": f"a study of {count} texts", "peer": "ours", "dtype": "float32", **middle[count]}
+        {"device": cores(), "model": "tiny", "work": f"a study of {count} texts", "peer": "ours", "dtype": "float32"}
+        | middle[count]
         | {"ratio": middle[count]["peak_mb"] / middle[TEXTS[0]]["peak_mb"]}
         for count in TEXTS
     ]
@@ -130,18 +156,32 @@ def beside(line: Any) -> str:
 
 
 def table(results: pd.DataFrame) -> str:
-    """The README's table: a row a work and length, ours and then each peer as time and our share of it."""
+    """A table for each device and model: a row a work and length, ours, and our time over each peer's."""
+    works, parts = results[results["tokens"].notna()], []
+    for (device, model), mine in works.groupby(["device", "model"], sort=False):
+        parts.append(f"**{device}, {model}**\n\n{_rows(mine)}")
+    many = results[results["tokens"].isna()]
+    told = "; ".join(f"{line.work}: {line.seconds:.0f} s, {line.peak_mb:.0f} MB" for line in many.itertuples())
+    return "\n\n".join([*parts, *([f"Memory over texts (a tiny model, three methods): {told}."] if told else [])])
+
+
+def _rows(works: pd.DataFrame) -> str:
     lines = ["| work | tokens | ours | share of the limit | our time over a peer's |", "|---|---|---|---|---|"]
-    works = results[results["tokens"].notna()]
     for (work, tokens), part in works.groupby(["work", "tokens"], sort=False):
         mine = part[part["peer"] == "ours"].iloc[0]
         peers = [beside(line) for line in part[part["peer"] != "ours"].itertuples()]
+        memory = "" if pd.isna(mine["peak_mb"]) else f", {mine['peak_mb']:.0f} MB"
         share = f"{mine['share_of_limit']:.0%}"
-        lines.append(f"| {work} | {tokens:.0f} | {mine['seconds']:.2f} s, {mine['peak_mb']:.0f} MB | {share} | ")
-        lines[-1] += f"{', '.join(peers)} |"
-    many = results[results["tokens"].isna()]
-    told = "; ".join(f"{line.work}: {line.seconds:.0f} s, {line.peak_mb:.0f} MB" for line in many.itertuples())
-    return "\n".join(lines) + (f"\n\nMemory over texts (a tiny model, three methods): {told}." if told else "")
+        lines.append(f"| {work} | {tokens:.0f} | {seconds(mine['seconds'])}{memory} | {share} | {', '.join(peers)} |")
+    return "\n".join(lines)
+
+
+def seconds(value: float) -> str:
+    """
+    >>> seconds(12.345), seconds(0.0285)
+    ('12.3 s', '0.0285 s')
+    """
+    return f"{float(f'{value:.3g}'):g} s"
 
 
 def rehearsed() -> str:
@@ -155,13 +195,12 @@ def rehearsed() -> str:
 
 
 def show(results: pd.DataFrame) -> None:
-    """Put the table between the README's marks."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    """Put the tables between the marks of benchmarks/README.md."""
+    text = TABLE.read_text(encoding="utf-8")
     if START not in text or END not in text:
-        raise typer.BadParameter(f"README.md has no {START} and {END} to put the table between")
+        raise UserError(f"{TABLE} has no {START} and {END} to put the tables between; put both into it")
     before, rest = text.split(START, 1)
-    write_text(readme, f"{before}{START}\n{table(results)}{rehearsed()}\n{END}{rest.split(END, 1)[1]}")
+    write_text(TABLE, f"{before}{START}\n{table(results)}{rehearsed()}\n{END}{rest.split(END, 1)[1]}")
 
 
 def main(
@@ -170,22 +209,27 @@ def main(
     dtype: str = "float32",
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
-    readme: Annotated[bool, typer.Option(help="also write the README's table")] = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
-    """Measure, write benchmarks/results.csv work by work, and put its table into the README.
+    """Measure, write benchmarks/results.csv work by work, and put its tables into benchmarks/README.md.
 
-    Works, lengths and dtypes that are not asked for keep the lines they have.
+    Devices, works, lengths and dtypes that are not asked for keep the lines they have.
     """
+    from benchmarks import card, shapes
     from benchmarks.works import WORKS
 
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    lengths = tokens or [16, 64, 128]
-    for length in lengths:
-        for name in work or WORKS:
-            keep(rows_of([(name, peer, length) for peer in WORKS[name]], dtype, repeats))
-    results = keep([] if work else texts(min(repeats, 3)))
-    if readme:
-        show(results)
+    lengths, works = tokens or [16, 64, 128], work or list(WORKS)
+    if device == "cuda":
+        for lines in card.measure(device, list(shapes.SHAPES), works, lengths, dtype, repeats):
+            keep(lines)
+        results = keep([])
+    else:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        for length in lengths:
+            for name in works:
+                keep(rows_of([(name, peer, length) for peer in WORKS[name]], dtype, repeats))
+        results = keep([] if work else texts(min(repeats, 3)))
+    show(results)
     print(results.drop(columns="dtype").to_string(index=False))
 
 

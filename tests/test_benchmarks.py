@@ -38,11 +38,14 @@ def test_medians_ratios_and_shares(results):
 def test_the_table_stands_between_the_marks(results, tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{bench.START}\nold\n{bench.END}\nafter\n")
-    monkeypatch.setattr(bench, "ROOT", tmp_path)
-    bench.show(results.reset_index())
+    monkeypatch.setattr(bench, "TABLE", readme)
+    card = {"device": "a card", "model": "large", "work": "ablation", "tokens": 16, "peer": "ours", "dtype": "float32"}
+    lines = [results.reset_index(), pd.DataFrame([card | {"seconds": 0.02851, "ratio": 1.0, "share_of_limit": 0.5}])]
+    bench.show(pd.concat(lines, ignore_index=True))
     text = readme.read_text()
-    assert text.startswith(f"before\n{bench.START}\n| work |") and text.endswith(f"{bench.END}\nafter\n")
-    assert "| ablation | 16 | 2.00 s, 100 MB | 25% | batched 0.50, inseq failed |" in text
+    assert text.startswith(f"before\n{bench.START}\n**") and text.endswith(f"{bench.END}\nafter\n")
+    assert "| ablation | 16 | 2 s, 100 MB | 25% | batched 0.50, inseq failed |" in text
+    assert "**a card, large**\n\n| work |" in text and "| ablation | 16 | 0.0285 s | 50% |  |" in text
     assert "old" not in text
 
 
@@ -59,13 +62,14 @@ def test_a_process_that_fails_gives_its_last_line():
 
 def test_lines_not_measured_again_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results.csv")
-    many = {"work": "a study of 20 texts", "peer": "ours", "dtype": "float32"}
-    line = {"work": "ablation", "tokens": 16, "peer": "ours", "dtype": "float32"}
+    where = {"device": "2 cores", "model": "small", "peer": "ours", "dtype": "float32"}
+    many, line = where | {"work": "a study of 20 texts"}, where | {"work": "ablation", "tokens": 16}
     bench.keep([line | {"seconds": 1.0}, line | {"tokens": 64, "seconds": 2.0}, many | {"seconds": 3.0}])
     bench.keep([line | {"seconds": 4.0, "error": "0.5"}, many | {"seconds": 5.0}])
     kept = pd.read_csv(tmp_path / "results.csv")
     assert kept["seconds"].tolist() == [4.0, 2.0, 5.0]
-    assert bench.keep([])["seconds"].tolist() == [4.0, 2.0, 5.0]
+    bench.keep([line | {"device": "a card", "seconds": 6.0}])
+    assert bench.keep([])["seconds"].tolist() == [4.0, 2.0, 5.0, 6.0]
 
 
 @pytest.mark.parametrize(("error", "said"), [(0.2, "inseq 0.50 (gave up at an error of 20%)"), (0.005, "inseq 0.50")])

@@ -23,6 +23,7 @@ from xai_utils.errors import UserError
 from xai_utils.models import graphs
 from xai_utils.models.batching import ENOUGH, in_passes, positions
 from xai_utils.models.loading import LoadedModel
+from xai_utils.models.precision import products
 from xai_utils.models.prefix import Prefix
 from xai_utils.text.cases import Case
 
@@ -161,7 +162,8 @@ class Objective:
             own_stems = stems and (stems[0], stems[1][rows])
             return self._outcomes(embeds[rows], self._answers, since, own_stems, None if seen is None else seen[rows])
 
-        found = in_passes(part, embeds, self.room(since))
+        with products(self.model.entry):
+            found = in_passes(part, embeds, self.room(since))
         self.forwards += len(embeds)
         values, own = (torch.cat(column) for column in zip(*found, strict=True))
         return values, own
@@ -180,7 +182,8 @@ class Objective:
                 return self._whole(self._differentiated, embeds[rows])
             return self._differentiated(embeds[rows], self._answers, since)
 
-        found = in_passes(part, embeds, self.room(since))
+        with products(self.model.entry):
+            found = in_passes(part, embeds, self.room(since))
         self.forwards += len(embeds)
         self.gradients += len(embeds)
         values, gradients = (torch.cat(column) for column in zip(*found, strict=True))

@@ -32,7 +32,7 @@ class ModelEntry(Entry):
     adapter: Text | None = None
     tokenizer: Text | None = None
     rows: Literal["initial", "shuffled"] | None = None  # controls: the adapter's rows untrained, or permuted
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    dtype: Literal["float32", "tf32", "bfloat16", "float16", "float64"] = "float32"  # tf32: precision.py
     device: Device = "auto"
     device_map: Literal["auto"] | None = None  # layers spread over all devices and main memory, by accelerate
     quantization: Literal["8bit", "4bit"] | None = None  # by bitsandbytes, where it is installed

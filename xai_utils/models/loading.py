@@ -30,6 +30,7 @@ from xai_utils.errors import UserError, first_line, shown
 from xai_utils.files import cache_folder, file_sha256
 from xai_utils.models import adapters, convert, download, hub, kernels
 from xai_utils.models.entry import ModelEntry
+from xai_utils.models.precision import weights_of
 
 Attention = Literal["sdpa", "eager"]
 
@@ -240,7 +241,7 @@ def _placed(entry: ModelEntry, device: torch.device) -> dict[str, Any]:
             load_in_8bit=entry.quantization == "8bit",
             load_in_4bit=entry.quantization == "4bit",
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=getattr(torch, entry.dtype),
+            bnb_4bit_compute_dtype=weights_of(entry),
         )
     return placed
 
@@ -253,7 +254,7 @@ def _model(folder: Path, entry: ModelEntry, attention: Attention, device: torch.
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=getattr(torch, entry.dtype),
+            dtype=weights_of(entry),
             attn_implementation="eager" if attention == "eager" else None,  # None: sdpa where the model has it
             use_safetensors=True,
             trust_remote_code=False,

@@ -100,7 +100,7 @@ def test_floor_gathers_words_that_are_not_shared():
     change = attention_change(base, other, [(again, other_again)])
 
     def row(attention, word, dropped):
-        weights = layers.weights[1, 3, word]
+        weights = attention.weights[1, 3, word]
         kept = [value for column, value in enumerate(weights[:-1]) if column - 1 not in dropped]
         return [*kept, weights[-1] + sum(weights[word + 1] for word in dropped)]
 

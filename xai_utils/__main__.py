@@ -115,7 +115,7 @@ def verify(
     study: StudyFile = PUBLISHED,
     against: Annotated[Path | None, typer.Option("--against", help="a folder of tables, not the commit's")] = None,
 ) -> None:
-    """Compare a study's tables with those that are committed, number by number; exit status 1 where some differ."""
+    """Compare tables with those that are committed; exit status 1 where some differ."""
     from contextlib import nullcontext
 
     from report.verify import committed

@@ -179,7 +179,7 @@ def test_fewer_pairs_are_a_smaller_study(tiny):
 
 
 def test_an_unknown_part_is_an_error():
-    with pytest.raises(UserError, match="--only corpora: expected baselines, methods, sanity, corpus"):
+    with pytest.raises(UserError, match="--only corpora: expected panel, baselines, sanity, corpus"):
         evidence.run("corpora")
 
 

@@ -120,6 +120,18 @@ def test_one_certified_baseline_is_not_enough_for_a_real_difference():
     assert found["beyond_floor"].all() and found["sign_stable"].isna().all() and not real(found).any()
 
 
+def test_a_panel_s_difference_counts_where_the_ranges_do_not_meet():
+    def ranged(model, values, low, high):
+        return table("panel_shapley", "panel", 0.0, model, values).assign(low=low, high=high)
+
+    base = ranged("a", (1.0, 1.0, 1.0), [0.5, 0.5, 0.5], [2.0, 2.0, 2.0])
+    other = ranged("b", (3.0, 3.0, -1.0), [2.5, 1.5, -2.0], [4.0, 4.0, 0.4])
+    found = differences(pd.concat([base, other]), pd.DataFrame(), "a", "b", "mean")
+    assert real(found).tolist() == [True, False, True]
+    assert found["difference_low"].tolist() == pytest.approx([0.5, -0.5, -4.0])
+    assert found["difference_high"].tolist() == pytest.approx([3.5, 3.5, -0.1])
+
+
 def test_the_study_s_baseline_is_not_replaced_by_another_that_converged():
     words = pd.concat([table(baseline=name, model=model) for name in ("mean", "eos") for model in "ab"])
     proofs = pd.DataFrame([proof(False, model="b"), proof(baseline="eos"), proof(baseline="eos", model="b")])

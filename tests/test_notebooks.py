@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -18,6 +17,10 @@ from xai_utils.study.results import read_table
 from xai_utils.study.run import NOTEBOOKS, SEQUENCE, select
 
 COMMITTED = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+TOLD = [path for path in COMMITTED if path.stem[:2] in SEQUENCE]
+LINES = 7  # of a cell, imports apart
+IMPORT = re.compile(r"(from [\w.]+ )?import ")
+FIRST = 12  # cells before the first figure, prose among them
 KEYS = ["study", "text", "model", "role"]
 COLUMNS = {
     "tokenization": [*KEYS, "tokens", "words", "tokens_per_word", "characters", "truncated", "padded"],
@@ -35,6 +38,8 @@ COLUMNS = {
     ],
     "certificates": [*KEYS, "tolerance", "evaluations", "forwards", "delta", "relative_delta", "bound", "converged"],
     "attention_heads": [*KEYS, "layer", "head", "entropy", "sink", "diagonal", "previous", "distance"],
+    "behaviour": [*KEYS, "answer", "probability", "rank", "margin", "next_text", "next_probability", "continuation"],
+    "faithfulness": [*KEYS, "method", "baseline", "absence", "own", "comprehensiveness", "sufficiency", "share"],
     "agreement": [*KEYS, "target", "method_a", "method_b", "spearman", "top_k_overlap"],
 }
 
@@ -109,6 +114,26 @@ def test_no_two_figures_can_have_one_name(path):
     assert names and len(set(kinds)) == len(kinds)
 
 
+def pictures(cell) -> int:
+    return sum("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+
+
+@pytest.mark.parametrize("path", TOLD, ids=lambda path: path.stem)
+def test_a_notebook_argues(path):
+    """Short cells, a figure soon, a sentence below each figure, and no more tables than figures."""
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    for cell in code:
+        assert len([line for line in cell.source.splitlines() if line and not IMPORT.match(line)]) <= LINES, cell.source
+    assert any(map(pictures, cells[:FIRST])), "a figure within the first cells"
+    for cell in code:
+        shown = re.findall(r"^ *show\(", cell.source, re.MULTILINE)
+        sentences = [output for output in cell.outputs if "text/markdown" in output.get("data", {})]
+        assert not shown or len(sentences) == pictures(cell) >= 1, cell.source
+    tables = sum("text/html" in output.get("data", {}) for cell in code for output in cell.outputs)
+    assert tables <= sum(map(pictures, code))
+
+
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_a_committed_notebook_is_fit_to_be_read(path):
     notebook = nbformat.read(path, as_version=4)
@@ -120,9 +145,6 @@ def test_a_committed_notebook_is_fit_to_be_read(path):
     assert not [cell for cell in code if re.search(r"^\s*def ", cell.source, re.MULTILINE)]
     tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
     assert tags.count("parameters") == 1 and "injected-parameters" not in tags
-    for before, cell in pairwise(notebook.cells):
-        if "plots.save(" in cell.source and "`figs/" not in before.source:  # else the prose says where they lie
-            assert [output for output in cell.outputs if "image/png" in output.get("data", {})], cell.source
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             shown = output.get("text", "") + str({k: v for k, v in output.get("data", {}).items() if k != "image/png"})

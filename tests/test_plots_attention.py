@@ -132,7 +132,7 @@ def test_rollout_has_a_line_a_model_and_one_of_uniform_attention():
     columns = [table[column] for table in tables for column in ("rollout", "rollout_uniform")]
     for line, column in zip(lines, columns, strict=True):
         np.testing.assert_allclose(line.get_ydata(), column)
-    assert {"other_1", "other_1, if attention did not choose"} <= set(shown)
+    assert {"other_1", "other_1, uniform attention"} <= set(shown)
 
 
 def changed_pair(text=TEXT):
@@ -140,6 +140,22 @@ def changed_pair(text=TEXT):
     both = [word_attention(model, case_of(model, text)) for model in models]
     again = [word_attention(model, case_of(model, "Какое число планет в Солнечной системе?")) for model in models]
     return *both, attention_change(*both, [tuple(again)])
+
+
+def test_every_head_is_a_dot_at_its_means_over_texts():
+    rows = [
+        {"model": model, "text": text, "layer": 0, "head": head, "sink": sink, "norm_sink": sink / 4}
+        for model in ("base", "twin")
+        for text, more in (("a", 0.0), ("b", 0.2))
+        for head, sink in ((0, 0.2 + more), (1, 0.6 + more))
+    ]
+    axes = heatmaps.sink_dots(pd.DataFrame(rows), "A title").axes[0]
+    dots = {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+    assert list(dots) == ["base", "twin"]
+    assert dots["base"].get_xdata() == pytest.approx([0.3, 0.7]) and dots["twin"].get_ydata() == pytest.approx(
+        [0.075, 0.175]
+    )
+    assert dots["base"].get_color() != dots["twin"].get_color()
 
 
 def test_change_is_mapped_beside_its_floor_with_a_dot_where_it_is_beyond():

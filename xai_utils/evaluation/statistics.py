@@ -43,7 +43,8 @@ def differences(
 
     Scores that are not certified are left out. `sign_stable` is whether the difference has the same sign at every
     certified baseline of that method and text (at least two of them; with fewer it is missing); within its floor a
-    difference has no sign. `difference_low` and `difference_high` are its range over these baselines.
+    difference has no sign. `difference_low` and `difference_high` are its range over these baselines. For a method with
+    a panel they are what the ranges of both scores allow, and the sign is stable where these do not meet.
     """
     pairs = side_by_side(certified(word_scores, certificates), base, other)
     pairs["difference"] = pairs["score_other"] - pairs["score_base"]
@@ -56,11 +57,24 @@ def differences(
         sign_stable=("sign", _one_sign), difference_low=("difference", "min"), difference_high=("difference", "max")
     )
     here = pairs[(pairs["baseline"] == baseline) | ~pairs["method"].isin(_with_choice(word_scores))]
-    stable = here.merge(over.reset_index(), on=place, how="left")
+    stable = _ranged(here.merge(over.reset_index(), on=place, how="left"))
     front = ["study", "text", "base", "other", "target", "target_text", "method", "baseline", "sink", "unit"]
     rest = ["word", "start", "end", "pieces_base", "pieces_other", "score_base", "score_other", "difference", "floor"]
     last = ["beyond_floor", "sign_stable", "difference_low", "difference_high"]
     return stable[[*front, *rest, *last]].reset_index(drop=True)
+
+
+def _ranged(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The differences of a panel's scores with the range that both scores' ranges allow."""
+    if "low_base" not in pairs:
+        return pairs
+    low, high = pairs["low_other"] - pairs["high_base"], pairs["high_other"] - pairs["low_base"]
+    known = low.notna() & high.notna()
+    return pairs.assign(
+        difference_low=low.where(known, pairs["difference_low"]),
+        difference_high=high.where(known, pairs["difference_high"]),
+        sign_stable=((low > 0) | (high < 0)).where(known, pairs["sign_stable"]),
+    )
 
 
 def _one_sign(values: pd.Series) -> Any:

@@ -24,7 +24,8 @@ from matplotlib.ticker import MaxNLocator
 
 from xai_utils.attention.heads import GROUPS
 from xai_utils.attention.words import WordAttention
-from xai_utils.plots.style import INK, OPPOSES, STYLE, SUPPORTS, centred, diverging, readable, style
+from xai_utils.plots.pairs import PALETTE
+from xai_utils.plots.style import INK, OPPOSES, STYLE, centred, diverging, readable, style
 
 UNSEEN = "#ececec"  # where a causal model cannot look
 LABEL = 22  # letters of a label on the axis of a map
@@ -242,17 +243,42 @@ def group_examples(
     return fig
 
 
+def sink_dots(table: pd.DataFrame, title: str = "") -> Figure:
+    """A dot a head: the first position's share of its weights against its share of what the head moves.
+
+    `table` is `attention_heads`; means over its texts, a colour a model. Without value norms there is nothing to see.
+    """
+    with style():
+        fig = Figure(figsize=(5.2, 4.4), layout="constrained")
+        axes = fig.add_subplot()
+        for number, (label, rows) in enumerate(table.groupby("model", sort=False)):
+            means = rows.groupby(["layer", "head"])[["sink", "norm_sink"]].mean()
+            look: Any = {"markerfacecolor": "none"} if number == 0 else {}
+            mark, colour = "oD^sv"[number % 5], PALETTE[number % len(PALETTE)]
+            name = readable(str(label))
+            axes.plot(
+                means["sink"], means["norm_sink"], mark, color=colour, markersize=4, alpha=0.7, label=name, **look
+            )
+        axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=1)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="first position: share of the weights")
+        axes.set_ylabel("first position: share of what is moved")
+        axes.grid()
+        axes.legend(loc="upper left")
+        axes.set_title(_title(title, 4.6))
+    return fig
+
+
 def rollout_drift(drift: pd.DataFrame, title: str = "") -> Figure:
     """Rollout's mass on the first position layer by layer, a line a model, beside that of uniform causal attention."""
     with style():
         fig = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = fig.add_subplot()
-        looks = zip((SUPPORTS, OPPOSES, "#762a83", INK), ("-", "--", "-.", "-"), strict=True)
+        looks = zip(PALETTE, ("-", "--", "-.", "-"), strict=False)
         for (name, rows), (colour, line) in zip(drift.groupby("model", sort=False), looks, strict=False):
             means = rows.groupby("layer")[["rollout", "rollout_uniform"]].mean()
             label = readable(str(name))
             axes.plot(means.index + 1, means["rollout"], line, color=colour, linewidth=1.8, label=label)
-            plain = f"{label}, if attention did not choose"
+            plain = f"{label}, uniform attention"
             axes.plot(means.index + 1, means["rollout_uniform"], ":", color=colour, linewidth=1.8, label=plain)
         axes.set(xlabel="layers passed", ylabel="rollout's mass on the first position", ylim=(0, 1.02))
         axes.set_xlim(left=1)

@@ -17,6 +17,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 
 from xai_utils.attribution.methods import method_name
 from xai_utils.evaluation.statistics import real
@@ -167,40 +169,49 @@ def differences(difference: pd.DataFrame, title: str = "") -> Figure:
 
 
 def agreement(matrix: pd.DataFrame, title: str = "") -> Figure:
-    """Square matrix of rank correlations, labelled by (model, method) on both sides; lines part the models."""
-    models = matrix.index.get_level_values("model")
-    names = [readable(method_name(str(method))) for method in matrix.index.get_level_values("method")]
-    size = 0.42 * len(matrix)
+    """Rank correlations between methods, one triangle a model beside the other; methods that agree stand together.
+
+    `matrix` is square, labelled by (model, method) on both sides. All models show the order of the last one's clusters.
+    """
+    labels = list(dict.fromkeys(matrix.index.get_level_values("model")))
+    squares = {label: matrix.loc[label, label] for label in labels}
+    order = _clustered(squares[labels[-1]])
+    size, names = 0.42 * len(order), [readable(method_name(name)) for name in order]
     with style():
-        fig = figure(2.9 + size, 2.0 + size)
-        axes = fig.subplots()
-        sns.heatmap(
-            matrix.to_numpy(float),
-            vmin=-1,
-            vmax=1,
-            center=0,
-            cmap=diverging(),
-            annot=True,
-            fmt=".2f",
-            square=True,
-            annot_kws={"fontsize": 7},
-            cbar_kws={"label": "Spearman's rank correlation", "shrink": 0.7},
-            ax=axes,
-            xticklabels=names,
-            yticklabels=names,
-        )
-        axes.tick_params(length=0)
-        axes.set_xticks(axes.get_xticks(), names, rotation=45, ha="right", rotation_mode="anchor")
-        for label in dict.fromkeys(models):
-            first, last = np.flatnonzero(models == label)[[0, -1]]
-            middle = (first + last + 1) / 2
-            look: dict[str, Any] = {"textcoords": "offset points", "fontweight": "bold"}
-            axes.annotate(readable(str(label)), (middle, 0), (0, 4), ha="center", **look)
-            axes.annotate(readable(str(label)), (len(matrix), middle), (4, 0), va="center", rotation=270, **look)
-            for draw in (axes.axhline, axes.axvline):
-                draw(last + 1, color=INK, linewidth=1.2)
+        fig = figure(2.6 + (size + 0.4) * len(labels), 2.0 + size)
+        for axes, label in zip(fig.subplots(1, len(labels), sharey=True, squeeze=False)[0], labels, strict=True):
+            own = squares[label].reindex(index=order, columns=order).to_numpy(float)
+            sns.heatmap(
+                own,
+                mask=np.triu(np.ones_like(own, dtype=bool)),
+                vmin=-1,
+                vmax=1,
+                cmap=diverging(),
+                annot=True,
+                fmt=".1f",
+                annot_kws={"fontsize": 7},
+                cbar=label == labels[-1],
+                cbar_kws={"label": "Spearman's rank correlation", "shrink": 0.7},
+                ax=axes,
+            )
+            axes.set(xlim=(0, len(order) - 1), ylim=(len(order), 1), title=readable(label))
+            axes.set_xticks(
+                np.arange(len(order) - 1) + 0.5, names[:-1], rotation=45, ha="right", rotation_mode="anchor"
+            )
+            axes.set_yticks(np.arange(1, len(order)) + 0.5, names[1:], rotation=0)
+            axes.tick_params(length=0)
         fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
     return fig
+
+
+def _clustered(square: pd.DataFrame) -> list[str]:
+    """Methods in the order of a tree of average distances, so that those that agree are neighbours."""
+    if len(square) < 3:
+        return list(square.index)
+    apart = 1 - np.nan_to_num(square.to_numpy(float), nan=0.0)
+    np.fill_diagonal(apart, 0.0)
+    tree = hierarchy.linkage(squareform((apart + apart.T) / 2, checks=False), "average", optimal_ordering=True)
+    return [square.index[place] for place in hierarchy.leaves_list(tree)]
 
 
 def by_text(table: pd.DataFrame, column: str, title: str = "", axis: str = "") -> Figure:

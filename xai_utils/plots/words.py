@@ -76,6 +76,22 @@ def grid(results: Sequence[Attribution], rows: Sequence[str] = (), title: str = 
     )
 
 
+def by_absence(found: Attribution, absences: Sequence[str], title: str = "") -> Grid:
+    """A panel's Shapley values under each of its absences, their mean in the last row.
+
+    Raises UserError for a result without a panel.
+    """
+    if found.by_absence is None or found.stands is None:
+        raise UserError(f"{found.method} has no scores by absence; expected panel_shapley")
+    own = [row for row, unit in enumerate(units(found.case)) if unit.is_word]
+    scores = np.vstack([found.by_absence[:, own], found.word_scores[own]])
+    stands = np.zeros(scores.shape, bool)
+    stands[-1] = found.stands[own]
+    names, words = (*absences, "mean of these"), tuple(word.text for word in found.case.words)
+    proven = (found.certified,) * len(scores)
+    return Grid(title or found.case.text, names, words, scores, stands, proven, found.unit, False)
+
+
 def grids(panels: Sequence[Grid], title: str = "") -> Figure:
     """Grids under each other. Those that are not scaled by row share one colour scale."""
     common = [np.abs(one.scores[np.isfinite(one.scores)]).max(initial=0) for one in panels if not one.scaled]

@@ -16,7 +16,7 @@ SETTING = ["target", "target_text", "method", "baseline", "sink", "unit", "addit
 
 
 def side_by_side(word_scores: pd.DataFrame, base: str, other: str) -> pd.DataFrame:
-    """One row a word, text and setting with `_base` and `_other` columns for score, error and pieces.
+    """One row a word, text and setting with `_base` and `_other` columns for score, error, pieces and a panel's range.
 
     Rows that are no words (special tokens, white space) are left out: the other model may have none. A word that one
     model did not read (its text was cut) is left out too; the caller sees it by counting. Raises UserError when a model
@@ -29,7 +29,8 @@ def side_by_side(word_scores: pd.DataFrame, base: str, other: str) -> pd.DataFra
     left, right = (words[words["model"] == label] for label in (base, other))
     for text in sorted(set(left["text"]) & set(right["text"])):
         _check_same(left[left["text"] == text], right[right["text"] == text], text, base, other)
-    columns = ["study", *PLACE, *SETTING, "score", "error", "pieces"]
+    ranges = [name for name in ("low", "high") if name in words]
+    columns = ["study", *PLACE, *SETTING, "score", "error", "pieces", *ranges]
     joined = left[columns].merge(
         right[columns].drop(columns="study"), on=[*PLACE, *SETTING], suffixes=("_base", "_other"), validate="one_to_one"
     )

@@ -27,7 +27,9 @@ def tables(found: Measured, long: Mapping[str, pd.DataFrame]) -> dict[str, Marku
         "samples": samples(found),
         "settings": settings(found),
         "behaviour": found.table("behaviour").drop(columns=["study", "role", "target", "target_text"], errors="ignore"),
-        "swap": found.table("swap").drop(columns=["study", "base", "other", "target_text"], errors="ignore"),
+        "swap": found.table("swap").drop(
+            columns=["study", "base", "other", "target_text", "half", "layers"], errors="ignore"
+        ),
         "bridge": bridge(found),
         "shares": shares(found),
         "agreement": agreement(found),

@@ -60,16 +60,11 @@ def layer_deletions(book: Explainer, base: str, other: str, paths: Tables) -> pd
 
 
 def layer_agreement(paths: Tables, swapped: pd.DataFrame) -> pd.Series:
-    """Spearman's rank correlation, a text each, between a swap's groups of layers and the adapter path's sums in these."""
-    rows = paths["adapter_path"].assign(layer=lambda table: table["layer"].fillna(OUTSIDE))
-    sums = rows.groupby(["text", "half", "layer"])["score"].sum()
-    groups = swapped[swapped["kind"] == "layers"]
-    along = [
-        sum(sums.get((group.text, group.half, layer), 0.0) for layer in range(group.first_layer, group.last_layer + 1))
-        for group in groups.itertuples()
-    ]
-    both = groups.assign(along=along).groupby("text", sort=False)[["score", "along"]]
-    return both.apply(lambda table: table["score"].corr(table["along"], method="spearman"))
+    """Rank correlation between the adapter path and a swap over groups of layers, a text each (evaluation/layers.py)."""
+    along = dict(list(paths["adapter_path"].groupby("text")))
+    return pd.Series(
+        {text: layers_of.agreement(along[text], rows) for text, rows in swapped.groupby("text", sort=False)}
+    )
 
 
 def asked_for_contrast(book: Explainer) -> Explainer:

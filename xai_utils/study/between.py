@@ -60,11 +60,9 @@ def layer_deletions(book: Explainer, base: str, other: str, paths: Tables) -> pd
 
 
 def layer_agreement(paths: Tables, swapped: pd.DataFrame) -> pd.Series:
-    """Rank correlation between the adapter path and a swap over groups of layers, a text each (evaluation/layers.py)."""
-    along = dict(list(paths["adapter_path"].groupby("text")))
-    return pd.Series(
-        {text: layers_of.agreement(along[text], rows) for text, rows in swapped.groupby("text", sort=False)}
-    )
+    """Rank correlation of the adapter path and a swap over groups of layers, a text each (evaluation/layers.py)."""
+    along, groups = (dict(list(table.groupby("text", sort=False))) for table in (paths["adapter_path"], swapped))
+    return pd.Series({text: layers_of.agreement(along[text], groups[text]) for text in along})
 
 
 def asked_for_contrast(book: Explainer) -> Explainer:

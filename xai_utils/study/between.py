@@ -59,6 +59,12 @@ def layer_deletions(book: Explainer, base: str, other: str, paths: Tables) -> pd
     return _over_texts(book, base, other, _deletion, scores).get("layer_deletion", pd.DataFrame())
 
 
+def by_layer(paths: Tables) -> pd.DataFrame:
+    """The maps of `adapter_paths`: the modules of a layer, or of what stands outside the layers, added up by word."""
+    places = [*NAMES, "target", "target_text", "unit", "layer", "order", "word", "start", "end"]
+    return paths["adapter_path_words"].groupby(places, sort=False, dropna=False, as_index=False)["score"].sum()
+
+
 def layer_agreement(paths: Tables, swapped: pd.DataFrame) -> pd.Series:
     """Rank correlation of the adapter path and a swap over groups of layers, a text each (evaluation/layers.py)."""
     along, groups = (dict(list(table.groupby("text", sort=False))) for table in (paths["adapter_path"], swapped))

@@ -21,7 +21,8 @@ $(STAMP): requirements.txt pyproject.toml
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-report: setup  ## run the notebooks on studies/default.yaml, rebuild figs/, report/tables/, report/blog/, report/site/
+report: setup  ## run the notebooks on studies/lora.yaml and default.yaml, rebuild figs/ and report/
+	$(BIN)/python -m xai_utils run --study studies/lora.yaml
 	$(BIN)/python -m xai_utils report
 
 verify: setup  ## compare the tables of a rerun with the committed ones, number by number

@@ -15,6 +15,7 @@ from xai_utils.study.results import DIGITS, rounded, score_lists
 from xai_utils.study.tables import IG, ORIGINAL, Measured
 
 HIDDEN = {"name", "published", "models", "texts"}  # keys of a study that have tables of their own
+SAME = ["study", "base", "other", "target_text", "half", "layers"]  # columns of a swap that tell no reader anything
 LARGEST = 20  # rows of a table of differences
 PER_METHOD = ["share", "comprehensiveness", "sufficiency"]
 
@@ -27,7 +28,7 @@ def tables(found: Measured, long: Mapping[str, pd.DataFrame]) -> dict[str, Marku
         "samples": samples(found),
         "settings": settings(found),
         "behaviour": found.table("behaviour").drop(columns=["study", "role", "target", "target_text"], errors="ignore"),
-        "swap": found.table("swap").drop(columns=["study", "base", "other", "target_text"], errors="ignore"),
+        "swap": found.table("swap").drop(columns=SAME, errors="ignore"),
         "bridge": bridge(found),
         "shares": shares(found),
         "agreement": agreement(found),

@@ -39,7 +39,7 @@ def build(study: Study) -> Path:
     pictures = Pictures(found, told, place.blog / "figs")
     page = write_text(place.blog / "index.md", render("index.md.j2", told, pictures)[0])
     write_text(place.blog / "appendix.md", render("appendix.md.j2", told, pictures, **appendix.parts(found, long))[0])
-    if study.published:
+    if study.leads:
         write_text(README, with_finding(README.read_text(encoding="utf-8"), told, pictures))
     site.build(study, pictures.inserts)
     return page

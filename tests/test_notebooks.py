@@ -14,7 +14,7 @@ import torch
 from xai_utils.files import ROOT
 from xai_utils.study.config import load_study
 from xai_utils.study.results import read_table
-from xai_utils.study.run import NOTEBOOKS, SEQUENCE, select
+from xai_utils.study.run import NOTEBOOKS
 
 COMMITTED = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 TOLD = [path for path in COMMITTED if path.stem[:2] in SEQUENCE]
@@ -75,7 +75,7 @@ def table(small, monkeypatch):
 
 def test_all_five_notebooks_run(small):
     names = [path.name for path in sorted((small[0] / "small" / "notebooks").glob("*.ipynb"))]
-    assert names == [path.name for path in select(SEQUENCE)] and len(names) == 5
+    assert [name.split("_")[0] for name in names] == ["01", "02", "03", "04", "05"]
 
 
 @pytest.mark.parametrize("name", COLUMNS)

@@ -27,7 +27,7 @@ from report.pictures import there
 
 PAGES = ("index.md.j2", "appendix.md.j2", "readme.md.j2")
 TEMPLATE_FILES = sorted(TEMPLATES.rglob("*.md.j2")) + [TEMPLATES / "common.j2", TEMPLATES / "figures.j2"]
-OTHERS = {"model_card.md.j2"}  # the recipes' own
+OTHERS = {"model_card.md.j2", "lora_card.md.j2"}  # the recipes' own
 WORDS, NUMBERS = 30, 4  # in a sentence, at most
 
 

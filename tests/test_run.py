@@ -140,10 +140,13 @@ def test_running_again_gives_the_same_bytes(book):
 
 def test_the_published_study_writes_its_notebooks_in_place_and_with_settings_it_does_not(book, notebooks, runs, study):
     source = book("01_a")
-    published = load_study(study).model_copy(update={"published": True})
+    book("02_b")
+    published = load_study(study).model_copy(update={"published": True, "notebooks": ("01",)})
     assert plan(published, study, (), (), notebooks=notebooks) == [Job(source, source, {})]
     (job,) = plan(published, study, (), ["layer=1"], notebooks=notebooks)
     assert job == Job(source, runs / "mine/notebooks/01_a.ipynb", {"layer": 1})
+    (job,) = plan(published, study, ("02",), (), notebooks=notebooks)  # another study's notebook
+    assert job == Job(notebooks / "02_b.ipynb", runs / "mine/notebooks/02_b.ipynb", {"study": str(study)})
 
 
 def test_a_failing_cell_is_named_and_leaves_the_old_output(book, tmp_path, capfd):
@@ -342,14 +345,14 @@ def test_a_notebook_that_cannot_be_told_the_study(book, notebooks, study):
 def test_only_picks_by_number_or_name(book, notebooks):
     for name in ("00_z", "01_a", "02_b", "06_f"):
         book(name)
-    stems = lambda *only: [path.stem for path in select(only, notebooks)]  # noqa: E731
+    stems = lambda *only: [path.stem for path in select(only, notebooks, ("01", "02"))]  # noqa: E731
     assert stems() == ["01_a", "02_b"]
     assert stems("02", "1") == ["01_a", "02_b"] and stems("06,00") == ["00_z", "06_f"]
     assert stems("notebooks/02_b.ipynb") == ["02_b"]
     with pytest.raises(UserError, match="--only 7: no such notebook; known are 00_z, 01_a, 02_b, 06_f"):
         stems("7")
-    with pytest.raises(UserError, match="holds no notebooks"):
-        select((), notebooks.parent)
+    with pytest.raises(UserError, match="holds no notebook of the study; expected 01, 02"):
+        select((), notebooks.parent, ("01", "02"))
 
 
 def test_two_runs_on_one_study(book, notebooks, study):

@@ -13,7 +13,8 @@ from xai_utils.errors import UserError, nearest
 from xai_utils.fields import text_problem
 from xai_utils.files import ROOT, locate
 from xai_utils.models.entry import ModelEntry
-from xai_utils.study.config import Study, load_study
+from xai_utils.study.config import PUBLISHED, Study, load_study
+from xai_utils.study.results import folders
 from xai_utils.text.entry import TextEntry
 
 MODEL = "models: [{label: base, model: smollm2-135m-instruct}]\n"
@@ -78,7 +79,20 @@ def test_the_studies_of_the_repository_load():
     files = sorted((ROOT / "studies").glob("*.yaml"))
     assert {"llama", "small"} <= {load_study(file).name for file in files}
     for file in files:
-        assert load_study(file).published == (file.name == "default.yaml")
+        study = load_study(file)
+        assert study.published == (file.name in ("default.yaml", "lora.yaml"))
+        assert study.leads == (file.name == "default.yaml")
+
+
+def test_published_studies_share_the_committed_folders_and_overwrite_nothing_of_each_other(monkeypatch, tmp_path):
+    monkeypatch.setenv("XAI_RUNS", str(tmp_path))
+    found = {name: folders(load_study(f"studies/{name}.yaml")) for name in ("default", "lora", "small")}
+    assert (found["default"].figs, found["lora"].figs) == (ROOT / "figs", ROOT / "figs" / "lora")
+    assert (found["default"].tables, found["lora"].tables) == (ROOT / "report/tables", ROOT / "report/tables/lora")
+    assert found["default"].blog == ROOT / "report/blog" and found["lora"].blog == tmp_path / "lora/report/blog"
+    assert found["small"].figs == tmp_path / "small/figs" and found["default"].data == tmp_path / "default/data"
+    assert all(found[name].notebooks == ROOT / "notebooks" for name in ("default", "lora"))
+    assert not set.intersection(*(set(load_study(file).notebooks) for file in PUBLISHED))
 
 
 def test_the_original_pair_is_two_ids_away():
@@ -262,9 +276,10 @@ def test_a_file_name_that_cannot_name_results(write):
         load_study(write(MODEL + TEXT, "a b.yaml"))
 
 
-def test_the_published_name_is_taken(write):
-    with pytest.raises(UserError, match="the name 'default' is the published study's"):
-        load_study(write(MODEL + TEXT, "default.yaml"))
+@pytest.mark.parametrize("name", ["default", "lora"])
+def test_the_published_names_are_taken(write, name):
+    with pytest.raises(UserError, match=f"the name '{name}' is a published study's"):
+        load_study(write(MODEL + TEXT, f"{name}.yaml"))
 
 
 def test_paths_are_found_from_elsewhere(monkeypatch, tmp_path):

@@ -82,7 +82,7 @@ def run(
     scheduler: Scheduler = None,
     workers: Workers = None,
 ) -> None:
-    """Execute the notebooks 01 to 05 on a study."""
+    """Execute a study's notebooks."""
     from xai_utils.study import cluster
     from xai_utils.study.run import not_converged
     from xai_utils.study.run import run as run_notebooks

@@ -49,6 +49,7 @@ class Swap:
         return [
             self.keys
             | {"part": part.name, "kind": part.kind, "start": part.start, "end": part.end}
+            | {"half": part.half, "layers": list(part.layers)}
             | {"score": score, "error": error, "exact": self.exact, "f_base": self.f_base, "f_other": self.f_other}
             for part, score, error in zip(self.parts, self.scores.tolist(), self.errors.tolist(), strict=True)
         ]

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 from scipy.stats import spearmanr
 
-from xai_utils.attribution.adapter_path import AdapterPath
 from xai_utils.attribution.mixture import Mixture
 from xai_utils.attribution.parts import pair
 from xai_utils.attribution.result import FLOOR
-from xai_utils.attribution.swap import Swap
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
 VERSION = 1  # raise it when the test would give other numbers
+OUTSIDE = -1  # stands for the layer of what is outside all layers
 
 
 @dataclass(frozen=True)
@@ -121,22 +121,21 @@ def without(mixture: Mixture, sets: list[list[int]]) -> Bool[np.ndarray, "set pa
     return np.array([[not set(part.layers) & set(layers) for part in mixture.parts] for layers in sets])
 
 
-def group_scores(path: AdapterPath, swap: Swap) -> Float[np.ndarray, "2 group"]:
-    """The scores of each group of layers of a swap, and the same sums of an adapter path."""
-    groups = [(part, score) for part, score in zip(swap.parts, swap.scores, strict=True) if part.kind == "layers"]
-    sums = path.scores.sum(1)
+def group_scores(path: pd.DataFrame, swapped: pd.DataFrame) -> Float[np.ndarray, "2 group"]:
+    """The scores of each group of layers of a swap, and the same sums of an adapter path.
+
+    Both are rows of the tables `swap` and `adapter_path` of one text, pair and target.
+    """
+    groups = swapped[swapped["kind"] == "layers"]
+    sums = path.assign(layer=path["layer"].fillna(OUTSIDE)).groupby(["half", "layer"])["score"].sum()
     along = [
-        sum(
-            score
-            for place, score in zip(path.modules, sums, strict=True)
-            if place.half == part.half and (place.layer in part.layers or place.layer is None)
-        )
-        for part, _ in groups
+        sum(sums.get((half, layer), 0.0) for layer in (*layers, OUTSIDE))
+        for half, layers in zip(groups["half"], groups["layers"], strict=True)
     ]
-    return np.array([[score for _, score in groups], along])
+    return np.array([groups["score"], along], dtype=float)
 
 
-def agreement(path: AdapterPath, swap: Swap) -> float:
+def agreement(path: pd.DataFrame, swapped: pd.DataFrame) -> float:
     """Spearman's rank correlation between the two over groups of layers; nan where there are fewer than three."""
-    both = group_scores(path, swap)
+    both = group_scores(path, swapped)
     return float(spearmanr(*both).statistic) if both.shape[1] > 2 else float("nan")

@@ -1,12 +1,13 @@
 """What differs between a study's base and another of its models, text by text: swap, bridge, adapter path, its test.
 
 Each is computed once and kept (store.py). A text without an answer has no row here: two events cannot be subtracted.
+The two sides of a minimal pair are two questions: `asked_for_contrast` asks the second.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -14,9 +15,10 @@ import pandas as pd
 from xai_utils.attribution import adapter_path as path_of
 from xai_utils.attribution import bridge as bridge_of
 from xai_utils.attribution import swap as swap_of
+from xai_utils.attribution.result import FLOOR
 from xai_utils.attribution.tables import certificate_row
 from xai_utils.attribution.target import Target
-from xai_utils.evaluation.layers import layer_deletion
+from xai_utils.evaluation import layers as layers_of
 from xai_utils.models import adapters
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, load
@@ -24,7 +26,7 @@ from xai_utils.study.explainer import Explainer
 from xai_utils.study.progress import progress
 from xai_utils.text.cases import Case
 
-VERSION = 1  # raise it when these tables would come out different
+VERSION = (1, swap_of.VERSION, bridge_of.VERSION, path_of.VERSION, layers_of.VERSION)  # raise it as these do theirs
 NAMES = ["study", "text", "base", "other"]
 REMOVED = 5  # layers in the deletion test of the adapter path's map
 
@@ -37,19 +39,64 @@ def swaps(book: Explainer, base: str, other: str) -> Tables:
 
 
 def adapter_paths(book: Explainer, base: str, other: str) -> Tables:
-    """Tables `adapter_path`, `adapter_path_words`, `adapter_path_certificates` and `layer_deletion`.
+    """Tables `adapter_path`, `adapter_path_words` and `adapter_path_certificates`.
 
     Raises UserError for models whose prompts or shapes differ.
     """
     return _over_texts(book, base, other, _path)
 
 
-def _over_texts(book: Explainer, base: str, other: str, function: Callable[..., Tables]) -> Tables:
-    texts = [text.id for text in book.study.texts if text.answer is not None]
-    book.fill(book.pair_job(base, other, text, function) for text in progress(texts, function.__name__.strip("_")))
-    found = [book.pair_tables(base, other, text, function) for text in texts]
+def layer_deletions(book: Explainer, base: str, other: str, paths: Tables) -> pd.DataFrame:
+    """Table `layer_deletion`: what undoing the adaptation in the layers that `adapter_paths` ranks highest undoes.
+
+    Texts on which the two models differ by next to nothing are left out; the table is empty where all do.
+    """
+    sums = paths["adapter_path"].dropna(subset="layer").groupby(["text", "layer"])["score"].sum()
+    proofs = paths["adapter_path_certificates"]
+    differ = proofs[(proofs["f_input"] - proofs["f_baseline"]).abs() >= FLOOR]["text"]
+    count = book.models[base].model.config.get_text_config().num_hidden_layers
+    scores = {text: sums[text].reindex(range(count), fill_value=0.0).tolist() for text in differ if text in sums}
+    return _over_texts(book, base, other, _deletion, scores).get("layer_deletion", pd.DataFrame())
+
+
+def by_layer(paths: Tables) -> pd.DataFrame:
+    """The maps of `adapter_paths`: the modules of a layer, or of what stands outside the layers, added up by word."""
+    places = [*NAMES, "target", "target_text", "unit", "layer", "order", "word", "start", "end"]
+    summed = paths["adapter_path_words"].groupby(places, sort=False, dropna=False)["score"].sum()
+    return summed.reset_index()
+
+
+def layer_agreement(paths: Tables, swapped: pd.DataFrame) -> pd.Series:
+    """Rank correlation of the adapter path and a swap over groups of layers, a text each (evaluation/layers.py)."""
+    along, groups = (dict(list(table.groupby("text", sort=False))) for table in (paths["adapter_path"], swapped))
+    return pd.Series({text: layers_of.agreement(along[text], groups[text]) for text in along})
+
+
+def asked_for_contrast(book: Explainer) -> Explainer:
+    """The same models and texts, each asked for its contrast in place of its answer; texts without one left out."""
+    exchanged = [
+        text.model_copy(update={"answer": text.contrast, "contrast": text.answer})
+        for text in book.study.texts
+        if text.contrast is not None
+    ]
+    return book.on(*exchanged)
+
+
+def _over_texts(
+    book: Explainer,
+    base: str,
+    other: str,
+    function: Callable[..., Tables],
+    scores: Mapping[str, list[float]] | None = None,
+) -> Tables:
+    """The function's tables of all texts with an answer, or of those that there are scores for, which it takes."""
+    texts = [text.id for text in book.study.texts if text.answer is not None and (scores is None or text.id in scores)]
+    settings: dict[str, dict[str, Any]] = {text: {} if scores is None else {"scores": scores[text]} for text in texts}
+    jobs = [book.pair_job(base, other, text, function, **settings[text]) for text in texts]
+    book.fill(progress(jobs, function.__name__.strip("_")))
+    found = [job.result() for job in jobs]
     names = list(dict.fromkeys(name for tables in found for name in tables))
-    return {name: pd.concat([tables[name] for tables in found if name in tables], ignore_index=True) for name in names}
+    return {name: pd.concat([tables[name] for tables in found], ignore_index=True) for name in names}
 
 
 def _swap(
@@ -76,15 +123,27 @@ def _path(
 ) -> Tables:
     kind = base_target.kind
     found = path_of.adapter_path(base, other, base_case, other_case, kind)
-    layers = base.model.config.get_text_config().num_hidden_layers
-    test = layer_deletion(base, other, base_case, other_case, found.by_layer(layers), kind, removed=REMOVED)
     proof = found.keys | certificate_row(found.certificate) | {"cancellation": found.cancellation}
     return {
         "adapter_path": _plain(found.rows()),
         "adapter_path_words": _plain(found.word_rows()),
         "adapter_path_certificates": _plain([proof]),
-        "layer_deletion": _plain([test.row()]),
     }
+
+
+def _deletion(
+    base: LoadedModel,
+    other: LoadedModel,
+    base_case: Case,
+    other_case: Case,
+    base_target: Target,
+    other_target: Target,
+    *,
+    scores: list[float],
+) -> Tables:
+    removed = max(min(REMOVED, sum(score != 0 for score in scores) - 1), 1)  # of few adapted layers all but one
+    test = layers_of.layer_deletion(base, other, base_case, other_case, scores, base_target.kind, removed=removed)
+    return {"layer_deletion": _plain([test.row()])}
 
 
 def _plain(rows: list[dict[str, Any]]) -> pd.DataFrame:

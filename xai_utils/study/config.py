@@ -20,10 +20,10 @@ from xai_utils.files import ROOT, locate
 from xai_utils.models.entry import ModelEntry
 from xai_utils.text.entry import Reading, TargetKind, TextEntry
 
-PUBLISHED = ROOT / "studies" / "default.yaml"
+PUBLISHED = tuple(ROOT / "studies" / f"{name}.yaml" for name in ("default", "lora"))  # the report is about the first
 UNFOLDED = 10_000  # values that aliases may add: a few hundred bytes can stand for billions
 
-
+Notebook = Literal["00", "01", "02", "03", "04", "05", "06", "07"]
 Baseline = Literal["mean", "zero", "eos", "space", "sampled"]
 Absence = Literal["dropped", "hidden", "mean", "sampled", "eos", "space", "zero"]
 
@@ -32,7 +32,7 @@ class Study(Reading):
     """A whole study, every key optional but `models` and `texts`; `name` is the stem of its file."""
 
     name: FileName
-    published: bool = False  # set by load_study for studies/default.yaml, whose results are committed
+    published: bool = False  # set by load_study for those of PUBLISHED, whose results are committed
     models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)]
     texts: Annotated[tuple[TextEntry, ...], Field(min_length=1)]
     target: TargetKind = "logprob"
@@ -49,6 +49,12 @@ class Study(Reading):
     sigma: Positive = 0.1  # standard deviation of that noise, in embedding units
     seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = 0
     claims: Literal["original"] | None = None  # whose claims the report decides
+    notebooks: Annotated[tuple[Notebook, ...], Field(min_length=1)] = ("01", "02", "03", "04", "05")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the published study that the report and the README are about."""
+        return self.published and self.name == PUBLISHED[0].stem
 
     @property
     def absence(self) -> Absence:
@@ -147,9 +153,9 @@ def load_study(path: str | Path) -> Study:
     content = _read_yaml(file, str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected the keys models and texts at the top, got {kind_of(content)}")
-    published = file.resolve() == PUBLISHED
-    if file.stem == PUBLISHED.stem and not published:
-        raise UserError(f"{path}: the name {file.stem!r} is the published study's; give this file another name")
+    published = file.resolve() in PUBLISHED
+    if file.stem in [known.stem for known in PUBLISHED] and not published:
+        raise UserError(f"{path}: the name {file.stem!r} is a published study's; give this file another name")
     for key in {"name", "published"} & content.keys():
         raise UserError(f"{path}: {key}: unknown key; {nearest(key, _keys(Study))}")
     named = {"name": file.stem, "published": published, **{str(key): value for key, value in content.items()}}

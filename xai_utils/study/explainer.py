@@ -65,11 +65,11 @@ class Explainer:
         """The study's own baseline, then the others that a difference must keep its sign at."""
         return list(dict.fromkeys([self.study.baseline, *self.study.baselines]))
 
-    def on(self, entry: TextEntry) -> Explainer:
-        """The same models and settings on one text of one's own; what it computes is cached with the rest."""
+    def on(self, *entries: TextEntry) -> Explainer:
+        """The same models and settings on texts of one's own; what it computes is cached with the rest."""
         self.models  # noqa: B018 - loaded here, for both
         other = copy.copy(self)
-        other.study = self.study.model_copy(update={"texts": (entry,)})
+        other.study = self.study.model_copy(update={"texts": entries})
         return other
 
     @functools.lru_cache(CASES)  # noqa: B019 - an Explainer lives as long as its notebook

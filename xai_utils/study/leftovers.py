@@ -11,7 +11,7 @@ import psutil
 from xai_utils.files import TEMPORARY, write_text
 from xai_utils.study.results import Folders
 
-READER = "05"  # the notebook that reads all tables which are there
+READERS = ("05", "07")  # the notebooks that read all tables which are there
 SETTLED = 60  # seconds after which no process is at a result, which is written in one go
 
 
@@ -32,8 +32,8 @@ class Leftovers:
     def before(self, number: str) -> None:
         """To be called before the notebook of this number."""
         self.since = self._now()
-        if self.whole and number == READER:
-            clear(self.folders.data, self.begun)
+        if self.whole and number in READERS:
+            clear(self.folders.data, self.begun, "*/*")
 
     def after(self, number: str) -> None:
         """To be called when the notebook of this number has succeeded."""
@@ -51,8 +51,9 @@ class Leftovers:
 
 
 def clear(folder: Path, before: int, pattern: str = "*") -> None:
-    """Remove the files under a folder that were last written before a time in nanoseconds."""
-    for path in folder.rglob(pattern):
+    """Remove the files in a folder that were last written before a time in nanoseconds; those of another study's
+    folder in it stay."""
+    for path in folder.glob(pattern):
         if path.is_file() and path.stat().st_mtime_ns < before:
             path.unlink(missing_ok=True)
 

@@ -36,7 +36,7 @@ pa.set_memory_pool(pa.system_memory_pool())  # arrow's own keeps what a table to
 
 @dataclass(frozen=True)
 class Folders:
-    """The folders of one study. The published study's figures and tables are committed; all others stay under runs/."""
+    """The folders of one study. A published study's figures and tables are committed; all others stay under runs/."""
 
     data: Path  # parquet that notebooks exchange
     cache: Path  # attributions by content, shared by all studies
@@ -51,12 +51,13 @@ def folders(study: Study) -> Folders:
     runs = Path(os.environ.get("XAI_RUNS", ROOT / "runs"))
     own = runs / study.name
     home = ROOT if study.published else own
+    beside = study.name if study.published and not study.leads else "."  # its part of the folders that it shares
     return Folders(
         data=own / "data",
         cache=runs / "cache",
-        figs=home / "figs",
-        tables=home / "report" / "tables",
-        blog=home / "report" / "blog",
+        figs=home / "figs" / beside,
+        tables=home / "report" / "tables" / beside,
+        blog=(ROOT if study.leads else own) / "report" / "blog",
         notebooks=home / "notebooks",
     )
 

@@ -25,8 +25,6 @@ from xai_utils.study.leftovers import Leftovers
 from xai_utils.study.progress import Line
 
 NOTEBOOKS = ROOT / "notebooks"
-SEQUENCE = ("01", "02", "03", "04", "05")
-BESIDE = ("00", "06")  # run for the published study too: how its twin was made, and the explorers' static twins
 
 
 def run(
@@ -38,12 +36,12 @@ def run(
     debug: bool = False,
     notebooks: Path = NOTEBOOKS,
 ) -> list[Job]:
-    """Execute the notebooks 01 to 05, or those that `only` names by number, on a study.
+    """Execute a study's notebooks, or those that `only` names by number.
 
     `settings` are `key=value` for the notebooks' own parameters; `timeout` is in seconds a cell; with `fresh` each
     notebook has a kernel of its own, else they share one that is made fresh in between and keeps its models; `debug`
-    shows where a cell failed. The published study's notebooks are replaced by their executed copies; another study's
-    copies go to runs/<study>/notebooks/. Figures, and after a whole run tables, that nothing has written this time are
+    shows where a cell failed. A published study's own notebooks are replaced by their executed copies; all other copies
+    go to runs/<study>/notebooks/. Figures, and after a whole run tables, that nothing has written this time are
     removed. Raises UserError.
     """
     study = load_study(study_file)
@@ -70,23 +68,23 @@ def plan(
     notebooks: Path = NOTEBOOKS,
 ) -> list[Job]:
     """What is to be executed, with every parameter checked before anything starts. Raises UserError."""
-    sources = select(only, notebooks, SEQUENCE + BESIDE if study.published else SEQUENCE)
+    sources = select(only, notebooks, study.notebooks)
     declared = {source: papermill.inspect_notebook(source) for source in sources}
     given = parse_settings(settings, declared)
-    as_it_is = study.published and not given
-    folder = notebooks if as_it_is else own_folder(study) / "notebooks"
     jobs = []
     for source in sources:
         parameters = {name: value for name, value in given.items() if name in declared[source]}
-        if not study.published:
+        own = study.published and source.stem.split("_")[0] in study.notebooks  # whose default this study is
+        if not own:
             if "study" not in declared[source]:
                 raise UserError(f"{source.name}: has no parameter 'study'; declare it in the cell tagged 'parameters'")
             parameters["study"] = _portable(locate(study_file))
+        folder = notebooks if own and not given else own_folder(study) / "notebooks"
         jobs.append(Job(source, folder / source.name, parameters))
     return jobs
 
 
-def select(only: Sequence[str], notebooks: Path = NOTEBOOKS, otherwise: Sequence[str] = SEQUENCE) -> list[Path]:
+def select(only: Sequence[str], notebooks: Path, otherwise: Sequence[str]) -> list[Path]:
     """The notebooks named by number (`02`) or name, or else `otherwise`, in the order of their file names."""
     found = {path.stem: path for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))}
     wanted = [name for item in only for name in item.split(",")] or [n for n in otherwise if _match(n, found)]
@@ -97,7 +95,7 @@ def select(only: Sequence[str], notebooks: Path = NOTEBOOKS, otherwise: Sequence
             raise UserError(f"--only {name}: no such notebook; {nearest(name, found)}")
         chosen.update(matches)
     if not chosen:
-        raise UserError(f"{notebooks}: holds no notebooks; expected 01_*.ipynb to 05_*.ipynb")
+        raise UserError(f"{notebooks}: holds no notebook of the study; expected {', '.join(otherwise)}")
     return [found[name] for name in sorted(chosen)]
 
 

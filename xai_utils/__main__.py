@@ -115,7 +115,10 @@ def verify(
     study: StudyFile = PUBLISHED,
     against: Annotated[Path | None, typer.Option("--against", help="a folder of tables, not the commit's")] = None,
 ) -> None:
-    """Compare tables with those that are committed; exit status 1 where some differ."""
+    """Compare tables with the committed ones.
+
+    Prints how many numbers agree to 1 % and lists the others; the exit status is then 1.
+    """
     from contextlib import nullcontext
 
     from report.verify import committed

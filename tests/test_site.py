@@ -139,7 +139,7 @@ def test_every_page_has_a_title_a_head_of_a_table_and_code(published):
     for path in paths:
         page = seen(path)
         assert page.all("h1") and page.all("pre", "code"), path.name
-        assert page.all("th"), path.name
+        assert page.all("th") or path.stem in UNRUN, path.name
         assert not re.search(r"</?(h[1-6]|p|th|td|thead|table|div|span|img|style)\b[^>]*>", page.text), path.name
         assert all(image["alt"] for image in page.all("img")), path.name
 

@@ -16,6 +16,7 @@ from xai_utils.attention import heads, layers, maps
 from xai_utils.attention.words import WordAttention, attention_change, word_attention
 from xai_utils.attribution import rollout
 from xai_utils.attribution.target import Target
+from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.study.explainer import Explainer
 from xai_utils.study.progress import progress
@@ -24,6 +25,8 @@ from xai_utils.text.entry import TextEntry
 
 VERSION = 1  # raise it when these tables would come out different
 HALF = 0.5
+KEYS = ["study", "text", "model", "role"]
+GROUPED = ["study", "model", "role", "layer", "head", *heads.PLACES, "group", "share", "example"]
 SAME = 1e-9  # nats; two runs of one model on the same tokens differ by nothing
 
 
@@ -39,22 +42,32 @@ def head_statistics(book: Explainer) -> pd.DataFrame:
 def first_head(book: Explainer) -> pd.DataFrame:
     """What the original study says of layer 0, head 0, as numbers, a row a case; texts of one token left out."""
     long = [(label, text) for label, text in _cases(book) if len(book.case(label, text).tokens) > 1]
-    return pd.concat([book.cached_table(label, text, _first_head) for label, text in long], ignore_index=True)
+    found = [book.cached_table(label, text, _first_head) for label, text in long]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=KEYS)
 
 
 def grouped_heads(book: Explainer, table: pd.DataFrame) -> pd.DataFrame:
-    """Every head's group, a row a head and model, over all texts in `table` (rows of `attention_heads`)."""
+    """Every head's group, a row a head and model, over all texts in `table` (rows of `attention_heads`).
+
+    A model under which no text is long enough has no rows, and a line says so.
+    """
     found = []
     for label, model in book.models.items():
         probed = book.cached_table(label, book.study.texts[0].id, _induction, seed=book.study.seed)
         scores = probed.pivot(index="layer", columns="head", values="induction").to_numpy()
-        rows = heads.group_heads(table[table["model"] == label], scores)
+        try:
+            rows = heads.group_heads(table[table["model"] == label], scores)
+        except UserError as error:
+            print(f"{label}: {error}")
+            continue
         found.append(pd.concat([pd.DataFrame([_keys(book, model)] * len(rows)), rows], axis=1))
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=GROUPED).astype({"example": bool})
 
 
 def group_counts(groups: pd.DataFrame) -> pd.DataFrame:
-    """How many heads each group has: a row a group, a column a model."""
+    """How many heads each group has: a row a group, a column a model; empty without groups."""
+    if groups.empty:
+        return pd.DataFrame(columns=["group"])
     counts = groups.groupby(["group", "model"], sort=False).size().unstack(fill_value=0)
     return counts.reindex(list(heads.GROUPS), fill_value=0)[list(groups["model"].unique())].reset_index()
 
@@ -87,6 +100,19 @@ def drifts(book: Explainer) -> pd.DataFrame:
     """Table `attention_rollout`: rollout's mass on the first position, by layer, of every case."""
     found = [book.cached_table(label, text, _drift) for label, text in progress(_cases(book), "rolling out")]
     return pd.concat(found, ignore_index=True)
+
+
+def alike(book: Explainer, base: str) -> list[str]:
+    """The other models that can be compared with the base head by head; a line says which cannot, and why."""
+    shapes = {label: _shape(model) for label, model in book.models.items()}
+    for label in (label for label in shapes if shapes[label] != shapes[base]):
+        print(f"{label} has {shapes[label]} and {base} {shapes[base]}: they are not compared head by head.")
+    return [label for label in shapes if label != base and shapes[label] == shapes[base]]
+
+
+def _shape(model: LoadedModel) -> str:
+    config = model.model.config.get_text_config()
+    return f"{config.num_hidden_layers} layers of {config.num_attention_heads} heads"
 
 
 def changes(book: Explainer, base: str, other: str) -> pd.DataFrame:

@@ -18,8 +18,10 @@ from xai_utils.attribution import swap as swap_of
 from xai_utils.attribution.result import FLOOR
 from xai_utils.attribution.tables import certificate_row
 from xai_utils.attribution.target import Target
+from xai_utils.errors import UserError
 from xai_utils.evaluation import layers as layers_of
 from xai_utils.models import adapters
+from xai_utils.models.blend import check_pair
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, load
 from xai_utils.study.explainer import Explainer
@@ -34,7 +36,15 @@ Tables = dict[str, pd.DataFrame]
 
 
 def swaps(book: Explainer, base: str, other: str) -> Tables:
-    """Tables `swap` and `bridge`: F_other - F_base shared among its parts, and taken in steps."""
+    """Tables `swap` and `bridge`: F_other - F_base shared among its parts, and taken in steps.
+
+    None for models whose parts cannot be exchanged; a line says why.
+    """
+    try:
+        check_pair(book.models[base], book.models[other])
+    except UserError as error:
+        print(error)
+        return {}
     return _over_texts(book, base, other, _swap)
 
 

@@ -431,7 +431,11 @@ def test_what_a_study_no_longer_has_goes_when_it_runs_again(book, notebooks, run
     study.write_text(models.replace("{label: b, model: m}", "{label: c, model: m}"))
     run(study, only=["02"], notebooks=notebooks)
     left = ["01_kind.a.png", "01_kind.b.png", "02_kind.a.png", "02_kind.c.png", "05_kind.a.png", "05_kind.b.png"]
-    assert names("figs") == [*left, "notes.txt", "swap.png"] and names("report/tables") == ["a.json", "b.json", "c.json"]
+    assert names("figs") == [*left, "notes.txt", "swap.png"] and names("report/tables") == [
+        "a.json",
+        "b.json",
+        "c.json",
+    ]
     jobs = run(study, notebooks=notebooks)
     new = [f"{number}_kind.{label}.png" for number in ("01", "02", "05") for label in "ac"]
     assert names("figs") == [*new, "notes.txt"] and names("report/tables") == ["a.json", "c.json"]

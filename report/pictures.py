@@ -17,15 +17,14 @@ from report.facts.attention import table_of_heads
 from report.facts.behaviour import behaviour
 from report.page import Page, escape
 from xai_utils.attribution.result import Attribution
-from xai_utils.attribution.tables import from_word_rows
-from xai_utils.plots import heatmaps, layers, leaderboard, sentence, swap
+from xai_utils.plots import heatmaps, layers, leaderboard, sentence, swap, trust
 from xai_utils.plots.html import sentence_html
 from xai_utils.plots.style import save
 from xai_utils.study.comparison import behaviours
 from xai_utils.study.explainer import Explainer
 from xai_utils.study.results import folders
 from xai_utils.study.tables import Measured
-from xai_utils.text.cases import normalise
+from xai_utils.study.told import cards, results
 
 OTHERS = 2  # prompts whose words the page shows beside the headline's
 
@@ -57,6 +56,11 @@ def _layers(found: Measured, told: Facts, title: str) -> Figure | None:
         return None
     entry = next(entry for entry in found.study.texts if entry.id == text)
     return layers.layer_maps([layers.layer_map(table, proofs.iloc[0], f"{entry.text} →{entry.answer}")], title)
+
+
+def _trust(found: Measured, told: Facts, title: str) -> Figure | None:
+    by_model = cards(found, told.words.here.id, told.words.method) if told.words else {}
+    return trust.cards(by_model, title) if by_model else None
 
 
 def _heads(found: Measured, told: Facts, title: str) -> Figure | None:
@@ -92,11 +96,11 @@ def others(told: Facts) -> list[str]:
 
 
 def coloured(found: Measured, told: Facts, texts: list[str]) -> list[Attribution]:
-    """Word scores of the page's method as results that can be shown in colour, the models of the pair by turns."""
-    rows = found.words(told.words.method) if told.words else pd.DataFrame()
-    entries = {entry.id: normalise(entry.text, found.study.normalisation) for entry in found.study.texts}
-    parts = [(text, rows[(rows["text"] == text) & (rows["model"] == label)]) for text in texts for label in found.pair]
-    return [from_word_rows(part, entries[text]) for text, part in parts if len(part)]
+    """Word scores of the page's method, text by text, the models of the pair by turns."""
+    if told.words is None:
+        return []
+    every = [results(found, text, told.words.method) for text in texts]
+    return [made[label] for made in every for label in found.pair if label in made]
 
 
 def picture(found: Measured, name: str) -> Figure | None:
@@ -123,6 +127,7 @@ DRAWN: dict[str, Callable[[Measured, Facts, str], Figure | None]] = {
     "sentences": _sentences,
     "swap": _swap,
     "layers": _layers,
+    "trust": _trust,
     "heads": _heads,
     "leaderboard": _leaderboard,
 }

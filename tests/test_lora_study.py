@@ -89,7 +89,9 @@ def test_path_and_swap_sum_to_the_difference_in_behaviour(ran):
     for name, tolerance in (("swap", 1e-4), ("adapter_path", 0.01 * difference.abs().max())):
         sums = read_table(study, name).groupby("text")["score"].sum()
         pd.testing.assert_series_equal(sums, difference, check_names=False, rtol=0, atol=tolerance)
-    both = [read_table(study, name).groupby("text")["score"].sum() for name in ("adapter_path", "adapter_path_contrast")]
+    both = [
+        read_table(study, name).groupby("text")["score"].sum() for name in ("adapter_path", "adapter_path_contrast")
+    ]
     margins = logs.pivot(index="text", columns="model", values="margin")
     pd.testing.assert_series_equal(both[0] - both[1], margins["twin"] - margins["base"], check_names=False, atol=0.1)
 

@@ -47,7 +47,7 @@ def facts(found: Measured, evidence: Mapping[str, pd.DataFrame] | None = None) -
         swap=swap(found, headline),
         layers=layers(found, headline),
         words=words(found, headline),
-        trust=trust(found, evidence or {}),
+        trust=trust(found, evidence or {}, headline),
         attention=attention(found),
         claims=claims(found),
     )

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from report.facts.rows import Row, rows
+from xai_utils.evaluation.panels import COMPETENT
+from xai_utils.evaluation.trust import SURE
 from xai_utils.study.tables import Measured
 
-SURE = 0.5  # probability of an answer on which a headline may rest: more likely than all others together
-COMPETENT = 0.01  # below it a model would hardly give the answer, and its scores say what moves a guess
 NOTICED = 0.1  # a change of an answer's probability by this share of itself; less is not called another behaviour
 STEADY = math.log1p(NOTICED)  # the same in nats
 SHOWN = 3  # prompts in the table of the page

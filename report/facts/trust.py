@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from report.facts.rows import known, rows
-from xai_utils.study.ranking import CEILING, PANEL, board
+from xai_utils.study.ranking import CEILING, PANEL, board, preferred
 from xai_utils.study.tables import IG, ORIGINAL, Measured
+from xai_utils.study.told import cards
 
 HALF = 0.5
+LEVELS = ("passes", "doubtful", "fails", "unknown")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,19 @@ class Sanity:
 
 
 @dataclass(frozen=True)
+class Card:
+    """The checks of one explanation that pass, are doubtful, fail or are unknown, by name."""
+
+    model: str
+    passed: tuple[str, ...]
+    doubtful: tuple[str, ...]
+    failed: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Trust:
+    cards: tuple[Card, ...]  # of the headline's explanation, a model each
     board: tuple[Rank, ...]
     best: Rank | None  # of the methods
     position: Rank | None  # the better of the orders by position
@@ -94,7 +108,8 @@ class Trust:
         return own is not None and order is not None and own < order
 
 
-def trust(found: Measured, evidence: Mapping[str, pd.DataFrame]) -> Trust:
+def trust(found: Measured, evidence: Mapping[str, pd.DataFrame], headline: str | None = None) -> Trust:
+    """`headline` is the text whose trust cards are told, `evidence` the tables of the long studies."""
     every = [
         Rank(str(row["method"]), known(row["other"]), known(row["own"]), int(row["cases"]), bool(row["control"]))
         for row in rows(board(found))
@@ -104,6 +119,7 @@ def trust(found: Measured, evidence: Mapping[str, pd.DataFrame]) -> Trust:
     table = found.table("faithfulness")
     sane = sanity(evidence)
     return Trust(
+        cards=_cards(found, headline),
         board=tuple(every),
         best=methods[0] if methods else None,
         position=orders[0] if orders else None,
@@ -115,6 +131,15 @@ def trust(found: Measured, evidence: Mapping[str, pd.DataFrame]) -> Trust:
         stability=_stability(found),
         sanity=sane,
         insensitive=max(sane, key=lambda one: one.correlation, default=None),
+    )
+
+
+def _cards(found: Measured, headline: str | None) -> tuple[Card, ...]:
+    method = preferred(found)
+    made = cards(found, headline, method) if headline and method else {}
+    return tuple(
+        Card(label, *(tuple(name for name, own in card.levels.items() if own == level) for level in LEVELS))
+        for label, card in made.items()
     )
 
 

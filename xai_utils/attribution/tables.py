@@ -88,10 +88,11 @@ def word_rows(found: Attribution) -> list[dict[str, Any]]:
     ]
 
 
-def from_word_rows(rows: pd.DataFrame, text: str) -> Attribution:
+def from_word_rows(rows: pd.DataFrame, text: str, proof: pd.Series | None = None) -> Attribution:
     """The result that one case's rows of `word_scores` hold, for what shows sentences in colour.
 
-    `text` is the case's normalised text. Every word gets one token of its own, since the table holds no others.
+    `text` is the case's normalised text, `proof` the result's row of `certificates`. Every word gets one token of its
+    own, since the table holds no others.
     """
     first = rows.iloc[0]
     own = rows[rows["is_word"].astype(bool)].sort_values("start").set_index("start")
@@ -121,4 +122,19 @@ def from_word_rows(rows: pd.DataFrame, text: str) -> Attribution:
         word_errors=errors,
         low=None if np.isnan(low).all() else low,
         high=None if np.isnan(high).all() else high,
+        certificate=None if proof is None else _certificate(proof),
+    )
+
+
+def _certificate(row: pd.Series) -> Certificate:
+    return Certificate(
+        tolerance=float(row["tolerance"]),
+        evaluations=int(row["evaluations"]),
+        forwards=int(row["forwards"]),
+        f_input=float(row["f_input"]),
+        f_baseline=float(row["f_baseline"]),
+        delta=float(row["delta"]),
+        bound=float(row["bound"]),
+        token_error=float(row["token_error"]),
+        exact=bool(row["exact"]),
     )

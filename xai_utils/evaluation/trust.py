@@ -164,7 +164,7 @@ def card(
     return TrustCard(
         competence(asked),
         completeness(found),
-        stable(found),
+        stable(stability_of(found)),
         faithful(found, tests),
         controlled(found, controls or {}),
     )
@@ -191,10 +191,12 @@ def completeness(found: Attribution) -> Completeness:
     return Completeness("passes" if proof.converged else "fails", kind, proof.relative_delta, proof.bound)
 
 
-def stable(found: Attribution) -> Stability:
-    """Judged by signs first: a ranking of two words that share a sign may turn with little harm."""
-    measured = stability_of(found)
-    if measured is None:
+def stable(measured: Mapping[Any, Any] | None) -> Stability:
+    """From `stability_of` or a row of the table `stability`.
+
+    Judged by signs first: a ranking of two words that share a sign may turn with little harm.
+    """
+    if measured is None or pd.isna(measured["one_sign"]):
         return Stability("unknown", None, None, None)
     ranks, signs = measured["rank_correlation"], measured["one_sign"]
     if signs < TOSSED or ranks < UNALIKE:

@@ -36,7 +36,7 @@ def test_the_smallest_study_has_the_documented_defaults(write):
     assert study.name == "mine" and not study.published
     assert study.models[0].role == "base" and study.models[0].dtype == "float32" and study.models[0].device == "auto"
     assert (study.prefix, study.target, study.baseline, study.keep_sink) == ("document_start", "logprob", "zero", True)
-    assert (study.tolerance, study.budget, study.max_tokens, study.seed) == (0.01, 1000, 128, 0)
+    assert (study.tolerance, study.budget, study.max_tokens, study.seed) == (0.01, 1024, 128, 0)
     assert (study.steps, study.sigma, study.draws) == (50, 0.1, 30)  # the original's
 
 

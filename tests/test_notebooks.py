@@ -108,7 +108,8 @@ def test_a_second_run_is_quick(small):
 def test_no_two_figures_can_have_one_name(path):
     """A label stands behind the only dot: labels such as base and texts_base would else meet in 02_ig_texts_base."""
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    names = re.findall(r"\"([^\"]*)\.png\"", "\n".join(cells))
+    names = re.findall(r"\"([^\"]*)\.png\"|\bshow\(\s*f?\"([^\"]*)\"", "\n".join(cells))
+    names = [saved or shown for saved, shown in names]
     kinds = [name.split(".")[0] for name in names]
     assert all(re.fullmatch(r"[0-9]{2}_[a-z_{}]+(\.\{[^{}]+\})?", name) for name in names), names
     assert names and len(set(kinds)) == len(kinds)

@@ -103,7 +103,7 @@ def test_the_published_map_is_the_path_summed_over_the_modules_of_a_layer(ran):
     assert len(shown) == every.groupby(["text", "layer", "order"]).ngroups
     one = every[(every["text"] == "cat") & (every["layer"] == 2) & (every["order"] == 1)]
     assert shown.query("text == 'cat' and layer == 2 and order == 1")["score"].item() == pytest.approx(
-        one["score"].sum(), rel=1e-3
+        one["score"].sum(), rel=1e-2
     )
 
 

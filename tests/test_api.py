@@ -91,6 +91,19 @@ def test_without_an_answer_the_model_s_own_next_token_is_explained(model):
     assert found.target.ids == (own,)
 
 
+def test_an_explanation_carries_its_trust_card(model):
+    found = xai.explain(TEXT, model, answer=ANSWER)
+    whole = Objective(model, found.case, found.target)
+    with torch.no_grad():
+        value = whole(whole.inputs[None]).item()
+    card = found.trust
+    assert np.log(card.competence.probability) == pytest.approx(value, abs=1e-4)
+    assert card.completeness.kind == "exact" and card.faithfulness.level == "unknown"
+    assert f"({card.competence.level})" in repr(found) and f"({card.stability.level})" in found._repr_html_()
+    full = xai.assess(model, found)
+    assert full.faithfulness.absences == 3 and full.competence == card.competence and full.stability == card.stability
+
+
 def test_settings_reach_the_method(model):
     zero = xai.explain(TEXT, model, answer=ANSWER, method="ablation", absence="zero", keep_sink=False)
     original = xai.explain(TEXT, model, answer=ANSWER, method="zero_ablation")

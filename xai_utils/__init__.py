@@ -12,15 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xai_utils.api import compare, explain, load, wrap
+    from xai_utils.api import assess, compare, explain, load, wrap
     from xai_utils.errors import UserError
     from xai_utils.study.config import Study, load_study
     from xai_utils.study.explainer import Explainer
 
 __version__ = "0.1.0"
-__all__ = ["Explainer", "Study", "UserError", "compare", "explain", "load", "load_study", "wrap"]
+__all__ = ["Explainer", "Study", "UserError", "assess", "compare", "explain", "load", "load_study", "wrap"]
 
 _HOMES = {
+    "assess": "xai_utils.api",
     "compare": "xai_utils.api",
     "explain": "xai_utils.api",
     "load": "xai_utils.api",

@@ -17,6 +17,7 @@ from xai_utils.attribution.swap import Swap, swap
 from xai_utils.attribution.target import make_target
 from xai_utils.errors import UserError, nearest
 from xai_utils.evaluation.comparison import Comparison
+from xai_utils.evaluation.trust import assess
 from xai_utils.fields import checked
 from xai_utils.models import loading
 from xai_utils.models.entry import ModelEntry
@@ -26,7 +27,7 @@ from xai_utils.study.config import setting
 from xai_utils.text.cases import Case, prepare
 from xai_utils.text.entry import Reading, TextEntry
 
-__all__ = ["compare", "explain", "load", "wrap"]
+__all__ = ["assess", "compare", "explain", "load", "wrap"]
 
 READING = Reading()
 
@@ -96,14 +97,16 @@ def explain(
 
     Without an `answer` the model's own next token is explained. `answer` and `contrast` are written with their leading
     space. `target` is logprob, logit, contrast (which needs a `contrast`) or sum_logits; `settings` are the method's
-    own (`python -m xai_utils methods`). Raises UserError, one line, for whatever is wrong with any of them.
+    own (`python -m xai_utils methods`). The result carries its trust card, but for the deletion tests, which `assess`
+    makes. Raises UserError, one line, for whatever is wrong with any of them.
     """
     line = method_named(method)
     own = {name: _setting(method, name, value) for name, value in settings.items()}
     reading = checked(Reading, prefix=prefix, max_tokens=max_tokens, normalisation=normalisation)
     case = _case(text, model, answer, contrast, chat, reading)
     found = line.function(model, case, make_target(model, case, target), **(line.fixed | own))
-    return dataclasses.replace(found, method=method)
+    found = dataclasses.replace(found, method=method)
+    return dataclasses.replace(found, trust=assess(model, found, tests=False))
 
 
 def compare(

@@ -186,7 +186,8 @@ def _numbers(found: Attribution | Comparison) -> dict[str, Any]:
         proof = pd.DataFrame([certificate_row(found.certificate)] if found.certificate else [])
         own = {"text": found.case.text, "words": _records(found.words), "tokens": _records(found.tokens)}
         certificate = next(iter(_records(proof)), None)
-        return found.keys() | own | {"certificate": certificate, "verdicts": found.verdicts}
+        card = None if found.trust is None else found.trust.row()
+        return found.keys() | own | {"certificate": certificate, "verdicts": found.verdicts, "trust": card}
     models = [_numbers(found.base), _numbers(found.other)]
     return {"words": _records(found.words), "parts": _records(found.parts), "models": models}
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from xai_utils.attribution.masking import Player
+    from xai_utils.evaluation.trust import TrustCard
 
 FLOOR = 0.1  # nats or logits: the least difference that relative errors are measured against
 
@@ -94,7 +95,8 @@ class Attribution(Displayed):
 
     `errors` are standard or quadrature errors, nan where unknown. `low` and `high` are a word's least and greatest
     score over a panel of absences, `by_absence` its scores under each of them. `scores` have one entry a token,
-    `word_scores` one a row of the word view: words, and tokens that belong to none.
+    `word_scores` one a row of the word view: words, and tokens that belong to none. `trust` is the trust card where
+    one was made.
     """
 
     case: Case
@@ -113,6 +115,7 @@ class Attribution(Displayed):
     by_absence: Float[np.ndarray, "absence unit"] | None = None
     certificate: Certificate | None = None
     path: tuple[Piece, ...] = ()
+    trust: TrustCard | None = None
 
     @property
     def certified(self) -> bool:

@@ -9,7 +9,7 @@ level summarises a check and replaces no number; the words around it are written
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from xai_utils.attribution.absence import PANEL
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.tables import word_rows
 from xai_utils.evaluation.agreement import LEAST
@@ -136,18 +137,20 @@ def assess(
     *,
     tests: bool = True,
     controls: Mapping[str, Attribution] | None = None,
+    absences: Sequence[str] = PANEL,
     budget: int = 1024,
     seed: int = 0,
 ) -> TrustCard:
     """The trust card of an explanation of this model.
 
     Asks the model for its own continuation and, with `tests`, for the deletion tests of this one explanation; without
-    them faithfulness is unknown. `controls` are explanations of the same text by models that learnt nothing.
+    them faithfulness is unknown. `controls` are explanations of the same text by models that learnt nothing, `absences`
+    the panel's, where it is not the default one.
     """
     rows = None
     if tests:
         scores = pd.DataFrame(word_rows(found))
-        rows = faithfulness(model, found.case, found.target, scores, budget=budget, seed=seed)
+        rows = faithfulness(model, found.case, found.target, scores, absences=absences, budget=budget, seed=seed)
     return card(found, behaviour(model, found.case).to_dict("records")[0], rows, controls or {})
 
 

@@ -27,6 +27,7 @@ from xai_utils.plots.sentence import (
     value_of,
 )
 from xai_utils.plots.style import OPPOSES, SUPPORTS
+from xai_utils.plots.trust import told
 from xai_utils.text.cases import visible
 
 TOP = 12  # rows of a table that a long text shows at once
@@ -35,7 +36,7 @@ BLOCKS = 16  # characters of the longest bar in a table
 
 def result_html(result: Attribution, reach: float | None = None) -> str:
     """One result: its sentence in colour, the scores as a table, and what is proven of their sum."""
-    verdict = "".join(f"<div>{escape(line)}</div>" for line in result.verdicts)
+    verdict = "".join(f"<div>{escape(line)}</div>" for line in [*result.verdicts, *told(result.trust)])
     return f'<div style="max-width:60em">{sentence_html(result, reach)}{_scores(result)}{verdict}</div>'
 
 
@@ -51,7 +52,7 @@ def comparison_html(pair: Comparison) -> str:
     verdict = "".join(
         f"<div>{escape(visible(label))}: {escape(line)}</div>"
         for label, result in zip(pair.labels, results, strict=True)
-        for line in result.verdicts
+        for line in [*result.verdicts, *told(result.trust)]
     )
     shared = "".join(f"<div>{escape(visible(line))}</div>" for line in shared_lines(pair)) + _parts(pair)
     return f'<div style="max-width:60em">{both}{_table(heads, rows, words["difference"])}{shared}{verdict}</div>'

@@ -46,6 +46,11 @@ def lines(card: TrustCard) -> list[Line]:
     ]
 
 
+def told(card: TrustCard | None) -> list[str]:
+    """The same as lines of text; none without a card."""
+    return [f"{line.name}: {line.told} ({line.level})" for line in lines(card)] if card else []
+
+
 def _line(name: str, value: float | None, level: str, fails: float, passes: float) -> Line:
     known = math.nan if value is None else value
     return Line(name, known, _told(known), level, fails, passes)

@@ -163,7 +163,9 @@ def _names(kind: Any) -> list[str]:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in _names(type(value)) if name not in ("method", "case", "target")}
+    return {
+        name: getattr(value, name) for name in _names(type(value)) if name not in ("method", "case", "target", "trust")
+    }
 
 
 KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Certificate, Piece)}  # what an attribution may hold

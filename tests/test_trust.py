@@ -14,6 +14,7 @@ from xai_utils.attribution.perturbation import ablation
 from xai_utils.attribution.result import from_words
 from xai_utils.attribution.shapley import panel_shapley
 from xai_utils.evaluation import trust
+from xai_utils.evaluation.stability import STABILITY, stability_of, stability_row
 from xai_utils.text.cases import units
 
 TEXT = "The capital of France is"
@@ -76,7 +77,7 @@ def test_completeness_is_exact_integrated_or_none(model):
     ],
 )
 def test_stability_is_judged_by_signs_and_ranks(model, scores, level, signs, ranks):
-    found = trust.stable(scored(model, scores))
+    found = trust.stable(stability_of(scored(model, scores)))
     assert found.one_sign == pytest.approx(signs)
     expected = pd.DataFrame(np.array(scores, dtype=float).T).corr(method="spearman").iloc[0, 1]
     assert found.rank_correlation == pytest.approx(expected)
@@ -87,15 +88,15 @@ def test_stability_is_judged_by_signs_and_ranks(model, scores, level, signs, ran
 def test_a_method_without_a_panel_has_no_stability(model):
     case, target = tiny_case(model, TEXT)
     found = ablation(model, case, target)
-    assert trust.stable(found) == trust.Stability("unknown", None, None, None)
-    row = trust.stability_row(found)
-    assert set(row) == set(trust.STABILITY) and np.isnan(row["one_sign"])
+    assert trust.stable(stability_of(found)) == trust.Stability("unknown", None, None, None)
+    row = stability_row(found)
+    assert set(row) == set(STABILITY) and np.isnan(row["one_sign"])
 
 
 def test_the_stability_table_is_that_of_the_absences(model):
     case, target = tiny_case(model, TEXT)
     found = panel_shapley(model, case, target)
-    row = trust.stability_row(found)
+    row = stability_row(found)
     words = found.by_absence[:, 1:]
     assert row["one_sign"] == np.mean(np.abs(np.sign(words).sum(0)) == len(words))
     ranks = pd.DataFrame(words.T).corr(method="spearman").to_numpy()

@@ -16,13 +16,13 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy import stats
 
 from xai_utils.attribution.absence import ABSENCES
 from xai_utils.attribution.masking import Removal, all_subsets
 from xai_utils.attribution.shapley import exact_shapley
 from xai_utils.attribution.target import Target
 from xai_utils.evaluation.orders import Span, by_score, ceiling, shares, span, words_of
+from xai_utils.evaluation.stability import stability
 from xai_utils.evaluation.statistics import interval
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
@@ -146,24 +146,6 @@ def _judge(case: Subsets, panel: tuple[str, ...]) -> dict[str, object]:
         "stands_elsewhere": float(same.mean()) if same.size else np.nan,
         "rank_correlation": agreement["rank_correlation"],
         "same_top": agreement["same_top"],
-    }
-
-
-def stability(scores: Float[np.ndarray, "absence word"]) -> dict[str, float]:
-    """How far word scores under several absences agree.
-
-    `rank_correlation` is the mean Spearman correlation over pairs of absences (nan below three words), `one_sign` the
-    share of words with one sign under all, `same_top` 1 where all have one highest word.
-
-    >>> stability(np.array([[3.0, 1.0, -1.0], [2.0, 1.0, 1.0]]))["same_top"]
-    1.0
-    """
-    pairs = list(combinations(scores, 2))
-    ranks = [float(stats.spearmanr(a, b).statistic) for a, b in pairs if len(a) > 2 and np.ptp(a) and np.ptp(b)]
-    return {
-        "rank_correlation": float(np.mean(ranks)) if ranks else np.nan,
-        "one_sign": float((np.abs(np.sign(scores).sum(0)) == len(scores)).mean()),
-        "same_top": float(len(set(scores.argmax(1).tolist())) == 1),
     }
 
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -23,9 +22,9 @@ from xai_utils.attribution.tables import word_rows
 from xai_utils.evaluation.agreement import LEAST
 from xai_utils.evaluation.behaviour import behaviour
 from xai_utils.evaluation.faithfulness import faithfulness
-from xai_utils.evaluation.panels import COMPETENT, stability
+from xai_utils.evaluation.panels import COMPETENT
+from xai_utils.evaluation.stability import stability_of
 from xai_utils.models.loading import LoadedModel
-from xai_utils.text.cases import units
 
 Level = Literal["passes", "doubtful", "fails", "unknown"]
 
@@ -40,8 +39,6 @@ FAITHFUL = 0.6  # share of the best order, on absences not its own: over half wa
 CHANCE = 0.25  # a quarter of that way, which one random order in three or four reaches on a text of a few words
 CONTROLLED = 0.5  # rank correlation with an untrained twin's scores: less than half of the ranking is there untrained
 SAME = 0.8  # at which the twin that learnt nothing gets the same explanation
-
-STABILITY = ("study", "text", "model", "role", "method", "rank_correlation", "one_sign", "same_top")
 
 
 @dataclass(frozen=True)
@@ -207,21 +204,6 @@ def stable(measured: Mapping[Any, Any] | None) -> Stability:
     else:
         level = "passes" if signs >= STANDS and not ranks < ALIKE else "doubtful"
     return Stability(level, None if math.isnan(ranks) else ranks, signs, bool(measured["same_top"]))
-
-
-def stability_of(found: Attribution) -> dict[str, float] | None:
-    """How far the absences agree on the words; None for a method without a panel, or of one absence."""
-    if found.by_absence is None or len(found.by_absence) < 2:
-        return None
-    words = [unit.is_word for unit in units(found.case)] & np.isfinite(found.word_scores)
-    return stability(found.by_absence[:, words]) if words.any() else None
-
-
-def stability_row(found: Attribution) -> dict[str, object]:
-    """A row of the table `stability`."""
-    nothing = {"rank_correlation": np.nan, "one_sign": np.nan, "same_top": np.nan}
-    keys: dict[str, object] = {**found.case.keys(), "method": found.method}
-    return keys | (stability_of(found) or nothing)
 
 
 def faithful(found: Attribution, tests: pd.DataFrame | None) -> Faithfulness:

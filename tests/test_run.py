@@ -25,7 +25,7 @@ from xai_utils.study.config import load_study
 from xai_utils.study.execute import Job, execute
 from xai_utils.study.kernel import OwnKernel
 from xai_utils.study.progress import Line
-from xai_utils.study.run import locked, not_converged, parse_settings, plan, run, select, typed
+from xai_utils.study.run import locked, not_converged, not_given, parse_settings, plan, run, select, typed
 
 PARAMETERS = 'study = "studies/default.yaml"\ncode = "a"\nlayer = 0\nwidgets = False\nsigma = 0.1\nheads = [0, 1]'
 
@@ -525,6 +525,16 @@ def test_certificates_that_did_not_converge_are_counted_a_method(study):
     results.write_table(table, mine, "certificates", "one")
     results.write_table(table[table["converged"]], mine, "certificates", "two")
     assert not_converged(mine) == "certificates not converged: 3 of 7 (b 2, a 1)"
+
+
+def test_answers_that_no_model_gives_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("XAI_RUNS", str(tmp_path))
+    mine = load_study(ROOT / "studies" / "small.yaml")
+    assert not_given(mine) == ""
+    rows = [("a", 0.2), ("a", 0.001), ("b", 0.004), ("b", 0.001), ("c", None)]
+    table = pd.DataFrame(rows, columns=["text", "probability"]).assign(model=["x", "y", "x", "y", "x"])
+    results.write_table(table, mine, "behaviour")
+    assert not_given(mine) == "answers that no model gives (probability below 0.01): b"
 
 
 def test_plain_papermill_works_as_well(book, study, tmp_path):

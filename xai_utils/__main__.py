@@ -84,7 +84,7 @@ def run(
 ) -> None:
     """Execute a study's notebooks."""
     from xai_utils.study import cluster
-    from xai_utils.study.run import not_converged
+    from xai_utils.study.run import not_converged, not_given
     from xai_utils.study.run import run as run_notebooks
 
     start = time.monotonic()
@@ -92,7 +92,10 @@ def run(
         jobs = run_notebooks(study, only or (), settings or (), timeout, fresh, context.obj)
     for job in jobs:
         print(job.output)
-    print(f"{len(jobs)} notebooks in {time.monotonic() - start:.0f} s", not_converged(load_study(study)), sep="; ")
+    own = load_study(study)
+    print(f"{len(jobs)} notebooks in {time.monotonic() - start:.0f} s", not_converged(own), sep="; ")
+    if told := not_given(own):
+        print(told)
 
 
 @app.command()

@@ -140,6 +140,9 @@ class Attribution(Displayed):
             lines.append("scores of words do not add up to anything")
         elif self.certificate is None:
             lines.append("no certificate of the sum")
+        if self.certificate and self.certificate.exact and np.nan_to_num(self.word_errors).max(initial=0) > 0:
+            most = np.nanmax(self.word_errors)
+            lines.append(f"scores of words are sampled: standard errors up to {most:.2g} {self.unit}")
         if self.stands is not None:
             there = np.isfinite(self.word_scores)
             explained = [row for row, unit in enumerate(units(self.case)) if unit.is_word and there[row]]

@@ -24,13 +24,13 @@ from xai_utils.attribution.target import Target
 from xai_utils.evaluation.orders import Span, by_score, ceiling, shares, span, words_of
 from xai_utils.evaluation.stability import stability
 from xai_utils.evaluation.statistics import interval
+from xai_utils.evaluation.thresholds import COMPETENT
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
 VERSION = 1  # raise it when results would come out different
 SIZES = (1, 2, 3, 4)  # absences in a candidate
 DRAWS = 8  # of random tokens: more than elsewhere, since all candidates are judged by them
-COMPETENT = 0.01  # probability of the answer under one of the models, below which there is nothing to explain
 KEEPS = 0.95  # how often a word that stands must keep its sign under an absence that the panel was not asked about
 
 Scores = Float[np.ndarray, " word"]

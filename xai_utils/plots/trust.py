@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from xai_utils.evaluation.trust import CHANCE, COMPETENT, CONTROLLED, FAITHFUL, SAME, STANDS, SURE, TOSSED, TrustCard
+from xai_utils.evaluation.thresholds import CHANCE, COMPETENT, CONTROLLED, FAITHFUL, SAME, STANDS, SURE, TOSSED
+from xai_utils.evaluation.trust import TrustCard
 from xai_utils.plots.style import INK, NOTHING, OPPOSES, SUPPORTS, figure, heading, readable, style
 
 WIDTH = 3.4  # inches of a card

@@ -16,6 +16,7 @@ import papermill
 from filelock import FileLock, Timeout
 
 from xai_utils.errors import UserError, nearest
+from xai_utils.evaluation.thresholds import COMPETENT
 from xai_utils.files import ROOT, locate
 from xai_utils.study import results
 from xai_utils.study.config import Study, load_study
@@ -172,6 +173,17 @@ def not_converged(study: Study) -> str:
     failed = table[~table["converged"].astype(bool)]
     counts = ", ".join(f"{method} {number}" for method, number in failed["method"].value_counts().items())
     return f"certificates not converged: {len(failed)} of {len(table)}" + (f" ({counts})" if counts else "")
+
+
+def not_given(study: Study) -> str:
+    """One line that names the texts whose answer no model of the study gives; empty where every answer is given."""
+    try:
+        table = results.read_table(study, "behaviour")
+    except UserError:
+        return ""
+    best = table.groupby("text", sort=False)["probability"].max()
+    texts = ", ".join(best[best < COMPETENT].index)
+    return f"answers that no model gives (probability below {COMPETENT}): {texts}" if texts else ""
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import types
 import typing
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from report import appendix, build
 from report.facts import Facts, facts, numbers
 from report.facts.difference import Removal
 from report.facts.scope import Adaptation, Quality, Scope
-from report.facts.trust import Sanity
+from report.facts.trust import Card, Sanity
 from report.page import TEMPLATES, Page, plain, significant
 from report.pictures import there
 
@@ -146,10 +147,11 @@ def trained(told: Facts) -> Facts:
         parts=(Quality("ru", "aphorisms", 0.5, 0.1),),
     )
     sane = Sanity("rollout", 0.9, 8)
+    cards = tuple(Card("a", *lists) for lists in product([(), ("completeness", "stability")], repeat=4))
     return dataclasses.replace(
         told,
         adaptation=made,
-        trust=dataclasses.replace(told.trust, sanity=(sane,), insensitive=sane),
+        trust=dataclasses.replace(told.trust, cards=cards, sanity=(sane,), insensitive=sane),
         layers=dataclasses.replace(told.layers, removal=Removal(5, 0.6, 0.2, 5, 6)),
     )
 

@@ -18,9 +18,10 @@ from report.facts import Facts, facts
 from report.page import Page
 from report.pictures import Pictures
 from xai_utils.attribution.methods import METHODS
+from xai_utils.errors import UserError
 from xai_utils.files import ROOT, write_text
 from xai_utils.study import evidence
-from xai_utils.study.config import Study
+from xai_utils.study.config import PUBLISHED, Study, load_study
 from xai_utils.study.results import folders
 from xai_utils.study.tables import Measured, measured
 
@@ -30,24 +31,54 @@ README = ROOT / "README.md"
 def build(study: Study) -> Path:
     """Write the report of a study, its appendix, and the site; returns the page.
 
-    Raises UserError when the notebooks have written no scores yet.
+    The published study's report tells the other published pair too, which has a page of its own beside it. Raises
+    UserError when the notebooks have written no scores yet.
     """
-    found, place = measured(study), folders(study)
-    long = long_studies(found)
-    told = facts(found, long)
-    shutil.rmtree(place.blog / "figs", ignore_errors=True)
-    pictures = Pictures(found, told, place.blog / "figs")
-    page = write_text(place.blog / "index.md", render("index.md.j2", told, pictures)[0])
-    write_text(place.blog / "appendix.md", render("appendix.md.j2", told, pictures, **appendix.parts(found, long))[0])
+    found, folder = measured(study), folders(study).blog
+    shutil.rmtree(folder / "figs", ignore_errors=True)
+    pictures = {"index": Pictures(found, facts(found, long_studies(found)), folder / "figs")}
+    for other in beside(study):
+        pictures[other.study.name] = Pictures(other, facts(other), folder / "figs", prefix=f"{other.study.name}_")
+    second = [_second(stem, one) for stem, one in pictures.items() if stem != "index"]
+    for stem, one in pictures.items():
+        _write(folder, stem, one, Markup("\n").join(second if stem == "index" else []))
     if study.leads:
-        write_text(README, with_finding(README.read_text(encoding="utf-8"), told, pictures))
-    site.build(study, pictures.inserts)
-    return page
+        own = pictures["index"]
+        write_text(README, with_finding(README.read_text(encoding="utf-8"), own.told, own))
+    site.build(study, {name: html for one in pictures.values() for name, html in one.inserts.items()})
+    return folder / "index.md"
+
+
+def beside(study: Study) -> list[Measured]:
+    """The other published studies, where their notebooks have run; of another study none."""
+    found = []
+    for path in PUBLISHED[1:] if study.leads else ():
+        try:
+            found.append(measured(load_study(path)))
+        except UserError:  # not run yet
+            continue
+    return found
+
+
+def _write(folder: Path, stem: str, pictures: Pictures, second: Markup) -> None:
+    """One study's page and its appendix."""
+    tables = appendix.parts(pictures.found, long_studies(pictures.found))
+    for name, template in ((stem, "index.md.j2"), (appendix_of(stem), "appendix.md.j2")):
+        text, _ = render(template, pictures.told, pictures, stem=stem, second=second, **tables)
+        write_text(folder / f"{name}.md", text)
+
+
+def _second(stem: str, pictures: Pictures) -> Markup:
+    return Markup(render("sections/second.md.j2", pictures.told, pictures, stem=stem)[0])
+
+
+def appendix_of(stem: str) -> str:
+    return "appendix" if stem == "index" else f"{stem}-appendix"
 
 
 def long_studies(found: Measured) -> dict[str, pd.DataFrame]:
     """Tables of the long studies, where they were computed with the models of this study as they are now."""
-    tables = evidence.read() if found.study.published else {}
+    tables = evidence.read() if found.study.leads else {}
     return {} if evidence.outdated(tables, found.study) else tables
 
 
@@ -67,7 +98,9 @@ def render(
 ) -> tuple[str, Page]:
     """A template with a study's facts, and the page that recorded its numbers."""
     page = page or Page()
-    return page.render(template, **context(told, pictures) | {"second": ""} | more), page
+    stem = more.pop("stem", "index")
+    links = {"page": f"{stem}.md", "appendix": f"{appendix_of(stem)}.md", "second": ""}
+    return page.render(template, **context(told, pictures) | links | more), page
 
 
 def say(found: Measured, name: str) -> str:

@@ -117,8 +117,8 @@ class Page:
         return Markup(f"“{escape(text.strip() or text)}”")
 
     def listed(self, items: Iterable[Any]) -> Markup:
-        """Items in a row: commas, and `and` before the last."""
-        done = [self._finished(item) for item in items]
+        """Items in a row: commas, and `and` before the last; of none nothing is left."""
+        done = [self._finished(item) for item in items] or [Markup("")]
         return Markup(", ").join(done[:-1]) + Markup(" and " if done[:-1] else "") + done[-1]
 
     def yaml(self, text: str) -> Markup:

@@ -140,6 +140,7 @@ class Pictures:
     found: Measured
     told: Facts
     folder: Path
+    prefix: str = ""  # of the files' names, where pages share a folder
     inserts: dict[str, str] = field(default_factory=dict)
 
     def show(self, name: str) -> Markup:
@@ -150,13 +151,13 @@ class Pictures:
             texts = [self.told.words.here.id] if name == "sentence" else others(self.told)
             results = coloured(self.found, self.told, texts)
             reach = sentence.reach_of(results)
-            self.inserts[f"{name}.png"] = "".join(sentence_html(one, reach) for one in results)
-        return Markup(f"![{escape(self._said(f'{name}_alt'))}](figs/{name}.png)\n")
+            self.inserts[f"{self.prefix}{name}.png"] = "".join(sentence_html(one, reach) for one in results)
+        return Markup(f"![{escape(self._said(f'{name}_alt'))}](figs/{self.prefix}{name}.png)\n")
 
     def draw(self, name: str) -> Image | None:
         """Draw and save one figure; None where the study has nothing to draw."""
         fig = self.figure(name)
-        return save(fig, self.folder / f"{name}.png", alt=self._said(f"{name}_alt")) if fig else None
+        return save(fig, self.folder / f"{self.prefix}{name}.png", alt=self._said(f"{name}_alt")) if fig else None
 
     def figure(self, name: str) -> Figure | None:
         """One figure with its title; None where the study has nothing to draw."""

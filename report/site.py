@@ -27,7 +27,12 @@ from xai_utils.study.config import Study
 from xai_utils.study.results import folders
 
 TEMPLATES = ROOT / "report" / "template"
-PAGES = {"index": "Report", "appendix": "Appendix"}  # of the report, by the stem of their Markdown
+PAGES = {  # of the report, by the stem of their Markdown
+    "index": "Report",
+    "lora": "The second pair",
+    "appendix": "Appendix",
+    "lora-appendix": "Appendix to the second pair",
+}
 
 SHOWN = r'<span class="word" tabindex="0" style="\1" data-value="\2">'  # a value on hover, and on touch, by CSS alone
 

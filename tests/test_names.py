@@ -5,11 +5,13 @@ import dataclasses
 import pandas as pd
 import pytest
 
+from report.facts.words import _votes
 from tests.tiny import tiny_loaded
 from xai_utils.attribution import noise
 from xai_utils.study import attention, comparison, evidence, explainer
 from xai_utils.study.config import Study
 from xai_utils.study.explainer import Explainer
+from xai_utils.study.tables import Measured
 from xai_utils.text.entry import TextEntry
 
 TEXTS = (
@@ -132,3 +134,28 @@ def test_tables_of_two_models_are_kept_by_both(everything, tmp_path, monkeypatch
     book.pair_tables("base", "twin", "planets", lengths, times=2)
     book.pair_tables("base", "twin", "planets", lengths, times=1)
     assert len(asked) == 4
+
+
+def test_a_word_that_comes_twice_is_told_apart_in_tables_and_sentences():
+    words = ["Tom", "met", "Anna", "then", "Anna", "met"]
+    study = Study.model_validate(
+        {
+            "name": "s",
+            "models": [{"label": "base", "model": "m"}],
+            "texts": [{"id": "t", "text": " ".join(words), "answer": " Tom"}],
+            "methods": ["ablation", "lime"],
+        }
+    )
+    keys = {"study": "s", "text": "t", "model": "base", "role": "base", "target": "logprob", "target_text": " Tom"}
+    rows = [
+        keys
+        | {"method": method, "baseline": "mean", "sink": "kept", "unit": "nats", "is_word": True, "word": word}
+        | {"start": 5 * place, "end": 5 * place + 4, "pieces": 1, "score": score, "error": 0.0, "additive": False}
+        for method, scores in (("ablation", [0, 1, 2, 0, 5, 4]), ("lime", [0, 1, 5, 0, 2, 4]))
+        for place, (word, score) in enumerate(zip(words, map(float, scores), strict=True))
+    ]
+    found = Measured(study, {"word_scores": pd.DataFrame(rows)})
+    table = comparison.highest(found, "t")
+    assert table["base"].tolist() == ["Anna (2) · met (2) · Anna (1)", "Anna (1) · met (2) · Anna (2)"]
+    votes, asked = _votes(found, "t")
+    assert asked == 2 and votes[0].word in ("Anna (1)", "Anna (2)") and votes[0].count == 1  # two words, a vote each

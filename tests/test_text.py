@@ -15,7 +15,18 @@ from tests.tiny import CORPUS, tiny_loaded, tiny_tokenizer
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.study.config import Study
-from xai_utils.text.cases import Case, Token, continuation_ids, normalise, pad, prepare, units, word_weights, words
+from xai_utils.text.cases import (
+    Case,
+    Token,
+    continuation_ids,
+    normalise,
+    pad,
+    prepare,
+    told_apart,
+    units,
+    word_weights,
+    words,
+)
 from xai_utils.text.entry import TextEntry
 
 TINY = tiny_loaded("llama")
@@ -258,3 +269,22 @@ def test_padding_changes_no_logit(architecture):
         padded = model.model(input_ids=torch.tensor([ids]), attention_mask=torch.tensor([mask])).logits
         plain = model.model(input_ids=torch.tensor([case.ids])).logits
     assert torch.allclose(padded[:, : len(case.tokens)], plain, atol=1e-4)
+
+
+@given(st.text())
+def test_words_are_told_apart_and_keep_their_text(text):
+    read = [word.text for word in words(normalise(text))]
+    labels = told_apart(read)
+    assert len(set(labels)) == len(labels) == len(read)
+    assert all(label == word or label.startswith(f"{word} (") for label, word in zip(labels, read, strict=True))
+
+
+def test_a_prompt_of_which_nothing_is_left_is_refused():
+    """A chat template's own tokens can take all that max_tokens allows."""
+    entry = TextEntry(id="t", text="The capital of France is", chat=True)
+    study = Study.model_validate({"name": "s", "models": [TINY.entry], "texts": [entry], "max_tokens": 3})
+    with pytest.raises(UserError, match="text 't': max_tokens 3 leaves nothing of it for model 'tiny'") as caught:
+        prepare(TINY, entry, study)
+    needed = int(str(caught.value).split("expected ")[1].split(" ")[0])
+    assert len(prepare(TINY, entry, study.model_copy(update={"max_tokens": needed})).words) == 5
+    assert prepare(TINY, entry, study.model_copy(update={"max_tokens": needed})).cut == 0

@@ -12,6 +12,7 @@ from xai_utils.evaluation.agreement import one_setting
 from xai_utils.evaluation.statistics import certified
 from xai_utils.study.ranking import preferred
 from xai_utils.study.tables import Measured
+from xai_utils.text.cases import told_apart
 
 NAMED = 3  # differences that are named
 Rows = dict[str, dict[int, Row]]  # of one text, by model and by where a word starts
@@ -136,12 +137,19 @@ def _sentence(found: Measured, scored: pd.DataFrame, text: str) -> Sentence | No
     of: Rows = {label: {row["start"]: row for row in rows(own[own["model"] == label])} for label in found.labels}
     if not all(of[label] for label in found.pair):
         return None
-    starts = [start for start in of[found.base] if all(start in of[label] for label in found.pair)]
-    paired = tuple(_word(found, of, start, text in found.answered) for start in starts)
+    names = _names(own[own["model"] == found.base])
+    starts = [start for start in names if all(start in of[label] for label in found.pair)]
+    paired = tuple(_word(found, of, start, names[start], text in found.answered) for start in starts)
     return Sentence(text, entry.text, entry.answer, paired, tuple(_top(paired, n) for n in range(len(found.pair))))
 
 
-def _word(found: Measured, of: Rows, start: int, comparable: bool) -> Word:
+def _names(words: pd.DataFrame) -> dict[int, str]:
+    """What each word of a text is called, by the character at which it begins: repeated ones are numbered."""
+    once = words.drop_duplicates("start").sort_values("start")
+    return dict(zip(once["start"], told_apart(once["word"].astype(str).tolist()), strict=True))
+
+
+def _word(found: Measured, of: Rows, start: int, name: str, comparable: bool) -> Word:
     scores = tuple(_score(of[label][start]) for label in found.pair)
     changes = [
         abs(float(of[model.label][start]["score"]) - scores[0].score)
@@ -149,7 +157,7 @@ def _word(found: Measured, of: Rows, start: int, comparable: bool) -> Word:
         if model.role == "control" and start in of[model.label]
     ]
     apart = _apart(*scores, max(changes, default=0.0)) if len(scores) == 2 and comparable else None
-    return Word(str(of[found.base][start]["word"]), int(start), scores, apart)
+    return Word(name, int(start), scores, apart)
 
 
 def _score(row: Row) -> Score:
@@ -182,10 +190,10 @@ def _votes(found: Measured, text: str) -> tuple[tuple[Votes, ...], int]:
     every = found.explained("word_scores")
     own = every[(every["text"] == text) & every["is_word"].astype(bool) & every["method"].isin(found.study.methods)]
     own = certified(one_setting(own, found.study.baseline), found.table("certificates")).dropna(subset="score")
-    votes, asked = [], 0
+    votes, asked, called = [], 0, _names(own)
     for label in found.pair:
         ranked = own[own["model"] == label].sort_values("score", ascending=False, kind="stable")
-        names = ranked.drop_duplicates("method")["word"].astype(str)
+        names = ranked.drop_duplicates("method")["start"].map(called)
         asked = max(asked, len(names))
         if len(names):
             word, count = Counter(names).most_common(1)[0]

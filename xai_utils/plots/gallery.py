@@ -19,9 +19,12 @@ class Gallery:
     folder: Path
 
     def __call__(self, name: str, figure: Figure | None, said: str) -> None:
-        """Without a figure nothing is shown. Raises UserError without a sentence, or when a file cannot be written."""
+        """Without a figure nothing is shown; where nothing can be said of it, its name stands in its alt text.
+
+        Raises UserError when a file cannot be written.
+        """
         if figure is not None:
-            display(save(figure, self.folder / f"{name}.png", alt=plain(said)), Markdown(said))
+            display(save(figure, self.folder / f"{name}.png", alt=plain(said) or f"Figure {name}"), Markdown(said))
 
 
 def plain(markdown: str) -> str:

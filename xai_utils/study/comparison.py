@@ -19,7 +19,7 @@ from xai_utils.study.explainer import Explainer
 from xai_utils.study.jobs import Job
 from xai_utils.study.progress import progress
 from xai_utils.study.tables import IG, Measured
-from xai_utils.text.cases import Case
+from xai_utils.text.cases import Case, told_apart
 
 TOP = 3
 PANEL_METHOD = "panel_shapley"
@@ -35,8 +35,9 @@ def highest(measured: Measured, text: str, k: int = TOP) -> pd.DataFrame:
     rows = []
     for method in measured.study.methods:
         found = measured.certified("word_scores", method)
-        found = found[(found["text"] == text) & found["is_word"].astype(bool)].dropna(subset="score")
-        for label, part in found.groupby("model", sort=False):
+        found = found[(found["text"] == text) & found["is_word"].astype(bool)]
+        for label, rows_of in found.groupby("model", sort=False):
+            part = rows_of.assign(word=told_apart(rows_of["word"].tolist())).dropna(subset="score")
             top = part.sort_values("score", ascending=False, kind="stable")["word"].head(k)
             rows.append({"method": method_name(method), "model": label, "words": " · ".join(top)})
     if not rows:

@@ -8,6 +8,8 @@ two tokenizers can be compared on them. Nothing here computes an attribution.
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,6 +104,20 @@ def visible(text: str) -> str:
     """
     shown = text.translate(VISIBLE) if text.strip(" ") else "␣" * len(text)
     return "".join(c if c.isprintable() or c in JOINERS else f"‹U+{ord(c):04X}›" for c in shown)
+
+
+def told_apart(words: Sequence[str]) -> list[str]:
+    """Words as labels, in reading order: those that come several times are numbered.
+
+    >>> told_apart(["Tom", "met", "Anna", ",", "then", "Anna"])
+    ['Tom', 'met', 'Anna (1)', ',', 'then', 'Anna (2)']
+    """
+    total, seen = Counter(words), Counter[str]()
+    labels = []
+    for word in words:
+        seen[word] += 1
+        labels.append(word if total[word] == 1 else f"{word} ({seen[word]})")
+    return labels
 
 
 def normalise(text: str, form: Literal["NFC", "NFKC", "none"] = "NFC") -> str:

@@ -26,6 +26,7 @@ report: setup  ## run the notebooks on studies/lora.yaml and default.yaml, rebui
 	$(BIN)/python -m xai_utils report
 
 verify: setup  ## compare the tables of a rerun with the committed ones, number by number
+	$(BIN)/python -m xai_utils verify --study studies/lora.yaml
 	$(BIN)/python -m xai_utils verify
 
 test: setup  ## fetch the models that the tests use, then run the tests

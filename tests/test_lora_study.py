@@ -1,4 +1,4 @@
-"""The second study and its notebook: the file itself, and notebook 07 through the runner on a tiny base and a LoRA of it."""
+"""The second study and its notebook: the file itself, and notebook 07 run on a tiny base and a LoRA of it."""
 
 import math
 
@@ -114,7 +114,6 @@ def test_notebook_07_shows_a_figure_for_each_question_and_by_hand_what_the_libra
     assert names == {f"07_{kind}.twin.png" for kind in kinds}
     code = [cell for cell in nbformat.read(job.output, as_version=4).cells if cell.cell_type == "code"]
     assert any("assert abs(by_hand - library)" in cell.source for cell in code)
-    assert not [cell for cell in code if len(cell.source.splitlines()) > 8]
 
 
 def test_path_and_swap_are_compared_over_the_same_layers(ran, pair):

@@ -442,6 +442,16 @@ def test_what_a_study_no_longer_has_goes_when_it_runs_again(book, notebooks, run
     assert names("data") == ["a.parquet", "c.parquet"] and "['a.parquet', 'c.parquet']" in texts(jobs[-1].output)
 
 
+def test_what_another_published_study_has_beside_it_stays(book, notebooks, runs, study):
+    book("01_a")
+    beside = [runs / "mine" / file for file in ("figs/lora/01_a.png", "report/tables/lora/a.csv")]
+    for file in beside:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    run(study, notebooks=notebooks)
+    assert all(file.exists() for file in beside)
+
+
 def test_what_a_killed_process_has_left_goes(book, notebooks, runs, study):
     book("01_a")
     gone = subprocess.Popen([sys.executable, "-c", ""])

@@ -30,6 +30,7 @@ class LayerMap:
     unit: str
     note: str = ""  # the total and its certificate
     converged: bool = True
+    across: str = "word"  # what the columns are
 
     def describe(self) -> str:
         """The finding in a sentence, for an alt text."""
@@ -125,6 +126,6 @@ def _draw(panel: SubFigure, one: LayerMap, norm: Normalize) -> None:
     above.set_xticks([])
     above.axhline(0, color=INK, linewidth=0.6)
     above.locator_params(axis="y", nbins=3)
-    above.set_ylabel("by word", fontsize=8)
+    above.set_ylabel(f"by {one.across}", fontsize=8)
     above.set_title(f"{readable(one.title, 10**6)}\n{one.note}", color=INK if one.converged else OPPOSES, fontsize=9)
     main.set_facecolor(NOTHING)

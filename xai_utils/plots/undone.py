@@ -28,7 +28,15 @@ def undone(table: pd.DataFrame, title: str = "") -> Figure:
         axes.hlines(places, mean, most, color=NOTHING, linewidth=5, label="random layers: mean to 95th percentile")
         for name, said, marker, colour in DOTS:
             axes.scatter(
-                table[name], places, s=32, marker=marker, facecolor=colour, edgecolor=INK, linewidth=0.7, label=said
+                table[name],
+                places,
+                s=32,
+                marker=marker,
+                color=colour,
+                edgecolor=INK,
+                linewidth=0.7,
+                label=said,
+                zorder=3,
             )
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_ylim(len(table) - 0.4, -0.6)
@@ -64,4 +72,5 @@ def over_texts(table: pd.DataFrame, title: str = "") -> LayerMap:
         grid.to_numpy(float),
         str(table["unit"].iloc[0]),
         f"{grid.shape[1]} prompts",
+        across="prompt",
     )

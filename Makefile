@@ -22,7 +22,6 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 report: setup  ## run the notebooks on studies/lora.yaml and default.yaml, rebuild figs/ and report/
-	$(BIN)/python -m xai_utils run --study studies/lora.yaml
 	$(BIN)/python -m xai_utils report
 
 verify: setup  ## compare the tables of a rerun with the committed ones, number by number

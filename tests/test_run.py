@@ -23,7 +23,7 @@ from xai_utils.files import ROOT, TEMPORARY, whole
 from xai_utils.study import kernel, results
 from xai_utils.study.config import load_study
 from xai_utils.study.execute import Job, execute
-from xai_utils.study.kernel import OwnKernel
+from xai_utils.study.kernel import OwnKernel, kernels
 from xai_utils.study.progress import Line
 from xai_utils.study.run import locked, not_converged, not_given, parse_settings, plan, run, select, typed
 
@@ -241,6 +241,23 @@ def test_notebooks_of_a_run_share_a_process_and_nothing_else(book, notebooks, st
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     with pytest.raises(ProcessLookupError):
         os.kill(int(pids[1]), 0)
+
+
+def test_two_studies_and_a_report_share_a_process(book, notebooks, study, tmp_path):
+    """What is run beside notebooks finds the modules that they loaded, and fails as a command does."""
+    other = tmp_path / "other.yaml"
+    other.write_text(study.read_text())
+    book("01_a", "import os\nimport colorsys\nprint(os.getpid())")
+    with kernels(tmp_path / "kernels") as given:
+        jobs = [job for file in (study, other) for job in run(file, kernel=given, notebooks=notebooks)]
+        told = given().run("import os, sys\nprint(os.getpid(), 'colorsys' in sys.modules)")
+        with pytest.raises(UserError, match=r"nowhere.yaml: no such study file"):
+            given().run("from xai_utils.study.config import load_study\nload_study('nowhere.yaml')")
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            given().run("1 / 0")
+    pids = {texts(job.output).strip() for job in jobs}
+    assert len(jobs) == 2 and pids == {told.split()[0]} and told.split()[1] == "True"
+    assert not (tmp_path / "kernels").exists()
 
 
 def test_what_a_kernel_says_of_its_progress_is_shown_and_not_kept(book, notebooks, study, capfd):

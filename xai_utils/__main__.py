@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ import typer
 import xai_utils
 from xai_utils import commands
 from xai_utils.errors import MORE, UserError, first_line
+from xai_utils.files import locate
 from xai_utils.study.config import load_study
 
 app = typer.Typer(
@@ -26,6 +27,11 @@ app = typer.Typer(
 
 StudyFile = Annotated[Path, typer.Option("--study", help="the study file")]
 PUBLISHED = Path("studies/default.yaml")
+BUILD = """
+from report.build import build
+from xai_utils.study.config import load_study
+print(build(load_study({file!r})))
+"""  # run by the process that executed the notebooks, which has all of that loaded
 Only = Annotated[list[str] | None, typer.Option("--only", help="a notebook by number, as 02; may be given again")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value for a parameter of the notebooks")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="each notebook in a kernel of its own")]
@@ -71,6 +77,13 @@ def resumable() -> Iterator[None]:
         sys.exit(end.code if isinstance(end, SystemExit) else 128 + signal.SIGINT)
 
 
+def _cluster(address: str | None, workers: int | None) -> AbstractContextManager[None]:
+    """Where cases are computed; without either, here."""
+    from xai_utils.study import cluster
+
+    return cluster.scheduler(address, workers)
+
+
 @app.command()
 def run(
     context: typer.Context,
@@ -83,12 +96,11 @@ def run(
     workers: Workers = None,
 ) -> None:
     """Execute a study's notebooks."""
-    from xai_utils.study import cluster
     from xai_utils.study.run import not_converged, not_given
     from xai_utils.study.run import run as run_notebooks
 
     start = time.monotonic()
-    with resumable(), cluster.scheduler(scheduler, workers):
+    with resumable(), _cluster(scheduler, workers):
         jobs = run_notebooks(study, only or (), settings or (), timeout, fresh, context.obj)
     for job in jobs:
         print(job.output)
@@ -101,16 +113,24 @@ def run(
 @app.command()
 def report(
     context: typer.Context,
-    study: StudyFile = PUBLISHED,
+    study: Annotated[Path | None, typer.Option("--study", help="the study file; else both published studies")] = None,
     timeout: CellTime = 3600,
     scheduler: Scheduler = None,
     workers: Workers = None,
 ) -> None:
     """Execute a study's notebooks and rebuild its report."""
-    from report.build import build
+    from xai_utils.study.config import PUBLISHED as studies
+    from xai_utils.study.kernel import kernels
+    from xai_utils.study.run import own_folder
+    from xai_utils.study.run import run as run_notebooks
 
-    run(context, study, timeout=timeout, scheduler=scheduler, workers=workers)
-    print(build(load_study(study)))
+    files = [study] if study else list(reversed(studies))  # the report is the last one's, and reads the others' tables
+    start = time.monotonic()
+    with resumable(), _cluster(scheduler, workers), kernels(own_folder(load_study(files[-1])) / "kernels") as kernel:
+        for file in files:
+            run_notebooks(file, timeout=timeout, debug=context.obj, kernel=kernel)
+        print(kernel().run(BUILD.format(file=str(locate(files[-1]).resolve()))), end="")
+    print(f"in {time.monotonic() - start:.0f} s")
 
 
 @app.command()
@@ -149,9 +169,9 @@ def evidence(
 
     A run that was stopped goes on where it was.
     """
-    from xai_utils.study import cluster, evidence
+    from xai_utils.study import evidence
 
-    with resumable(), cluster.scheduler(scheduler, workers):
+    with resumable(), _cluster(scheduler, workers):
         print(evidence.run(only, pairs))
 
 

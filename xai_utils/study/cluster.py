@@ -16,14 +16,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from xai_utils.errors import UserError, first_line
-from xai_utils.models.entry import ModelEntry
-from xai_utils.models.loading import LoadedModel, load
-from xai_utils.study.jobs import Job, makers
+
+if TYPE_CHECKING:  # the runner of notebooks imports this and no torch
+    from xai_utils.models.entry import ModelEntry
+    from xai_utils.models.loading import LoadedModel
+    from xai_utils.study.jobs import Job
 
 SCHEDULER = "XAI_SCHEDULER"  # the address that this process and the kernels it starts send cases to
 AHEAD = 2  # cases sent for each thread of the cluster: one is computed, one waits, the rest are not made yet
@@ -145,6 +145,8 @@ def _fetched(future: Any, address: str) -> Outcome:
 
 
 def _on_worker(job: Job) -> str:
+    from xai_utils.study.jobs import makers
+
     with _one_at_a_time:
         pairs = zip(job.entries, job.references, strict=True)
         models = [dataclasses.replace(_loaded(entry), reference=reference) for entry, reference in pairs]
@@ -160,7 +162,10 @@ def _on_worker(job: Job) -> str:
 
 @functools.cache
 def _loaded(entry: ModelEntry) -> LoadedModel:
+    import torch
     from distributed import get_worker
+
+    from xai_utils.models.loading import load
 
     torch.set_num_threads(get_worker().state.nthreads)  # dask starts a worker with one, however many are its own
     return load(entry)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -54,7 +55,7 @@ class Explainer:
     @functools.cached_property
     def models(self) -> dict[str, LoadedModel]:
         """The study's models by label, with the mean embedding that those of one width have in common."""
-        return _loaded(load, self.study.models, tuple(map(_stamp, self.study.models)))
+        return _loaded(load, self.study.models)
 
     def methods(self, family: str) -> list[str]:
         """The study's methods of one family (gradients, attention, influence)."""
@@ -248,12 +249,17 @@ class Explainer:
         return dataclasses.replace(self.attribute(label, text, "fixed_steps"), path=walked.path)
 
 
-@functools.lru_cache(1)
-def _loaded(
-    loader: Callable[[ModelEntry], LoadedModel], entries: tuple[ModelEntry, ...], _: tuple[Any, ...]
-) -> dict[str, LoadedModel]:
-    """The models of a study, those of the last one kept: another notebook in the same process loads nothing."""
-    return {model.label: model for model in with_common_mean([loader(entry) for entry in entries])}
+_held: dict[Any, dict[str, LoadedModel]] = {}  # the models of one study
+
+
+def _loaded(loader: Callable[[ModelEntry], LoadedModel], entries: tuple[ModelEntry, ...]) -> dict[str, LoadedModel]:
+    """The models of a study, held until another study's are asked for: the next notebook of a process loads nothing."""
+    key = (loader, entries, tuple(map(_stamp, entries)))
+    if key not in _held:
+        _held.clear()
+        gc.collect()  # before others take their memory
+        _held[key] = {model.label: model for model in with_common_mean([loader(entry) for entry in entries])}
+    return _held[key]
 
 
 def _stamp(entry: ModelEntry) -> tuple[tuple[str, int, int], ...]:

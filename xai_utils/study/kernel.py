@@ -16,10 +16,13 @@ from typing import Any, ClassVar
 from uuid import uuid4
 from weakref import WeakSet
 
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 
+from xai_utils.errors import UserError
 from xai_utils.files import ROOT
 
 ENVIRONMENT = {
@@ -39,6 +42,7 @@ class OwnKernel(AsyncKernelManager):
 
     def __init__(self, folder: Path | None = None):
         """`folder` gets the file that says how to connect to the process; else Jupyter's own folder does."""
+        self._client: AsyncKernelClient | None = None
         super().__init__(**{"connection_file": str(folder / f"{uuid4()}.json")} if folder else {})
 
     @property
@@ -50,6 +54,17 @@ class OwnKernel(AsyncKernelManager):
         """Start it with figures inline, also where the caller's MPLBACKEND says otherwise."""
         await super().start_kernel(**options | {"env": os.environ | ENVIRONMENT, "cwd": str(ROOT)})
         self.started.add(self)
+
+    def client(self, **options: Any) -> AsyncKernelClient:  # type: ignore[override]
+        """A client, the only one that executes a notebook; the last one's connection is closed."""
+        self.hang_up()
+        self._client = super().client(**options)
+        return self._client
+
+    def hang_up(self) -> None:
+        if self._client is not None:
+            self._client.stop_channels()
+            self._client = None
 
     def begin(self) -> None:
         """A process, started where there is none, that is as a new one. Raises RuntimeError where none starts."""
@@ -65,18 +80,44 @@ class OwnKernel(AsyncKernelManager):
                 time.sleep(attempt)
 
     def _renew(self) -> None:
+        with self._answering() as client:
+            reply = client.execute(FRESH, silent=True, reply=True, timeout=READY)["content"]
+        if reply["status"] != "ok":
+            raise RuntimeError(reply.get("evalue", "it could not be made fresh"))
+
+    @contextmanager
+    def _answering(self) -> Iterator[BlockingKernelClient]:
         client = self.blocking_client()
         client.start_channels()
         try:
             client.wait_for_ready(timeout=READY)
-            reply = client.execute(FRESH, silent=True, reply=True, timeout=READY)["content"]
+            yield client
         finally:
             client.stop_channels()
-        if reply["status"] != "ok":
-            raise RuntimeError(reply.get("evalue", "it could not be made fresh"))
+
+    def run(self, code: str) -> str:
+        """What code that is no notebook's prints, run with the modules and models that the process holds.
+
+        Raises UserError as the code does, and RuntimeError behind its traceback for other errors.
+        """
+        self.begin()
+        printed: list[str] = []
+
+        def keep(message: dict[str, Any]) -> None:
+            if message["content"].get("name") == "stdout":
+                printed.append(message["content"]["text"])
+
+        with self._answering() as client:
+            reply = client.execute_interactive(code, allow_stdin=False, timeout=None, output_hook=keep)["content"]
+        if reply["status"] == "ok":
+            return "".join(printed)
+        if reply["ename"] == UserError.__name__:
+            raise UserError(reply["evalue"])
+        raise RuntimeError("\n".join(reply["traceback"]))
 
     def end(self) -> None:
         """End the process, which holds nothing that is not on disk; another can be begun."""
+        self.hang_up()
         if self.has_kernel:
             run_sync(self.shutdown_kernel)(now=True)
             self.context = self._context_default()  # the first one's is closed with it
@@ -92,7 +133,7 @@ class OwnKernel(AsyncKernelManager):
 
 
 @contextmanager
-def kernels(folder: Path, fresh: bool) -> Iterator[Callable[[], OwnKernel]]:
+def kernels(folder: Path, fresh: bool = False) -> Iterator[Callable[[], OwnKernel]]:
     """Gives a function that gives the kernel of the next notebook: the same for all, or with `fresh` one for each.
 
     Their connection files lie in `folder`, which holds nothing else and is emptied: a runner that was killed leaves

@@ -6,8 +6,8 @@ one study.
 
 import ast
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from xai_utils.files import ROOT, locate
 from xai_utils.study import results
 from xai_utils.study.config import Study, load_study
 from xai_utils.study.execute import CELL_SECONDS, Job, code_cells, execute
-from xai_utils.study.kernel import kernels
+from xai_utils.study.kernel import OwnKernel, kernels
 from xai_utils.study.leftovers import Leftovers
 from xai_utils.study.progress import Line
 
@@ -35,15 +35,16 @@ def run(
     timeout: int = CELL_SECONDS,
     fresh: bool = False,
     debug: bool = False,
+    kernel: Callable[[], OwnKernel] | None = None,
     notebooks: Path = NOTEBOOKS,
 ) -> list[Job]:
     """Execute a study's notebooks, or those that `only` names by number.
 
     `settings` are `key=value` for the notebooks' own parameters; `timeout` is in seconds a cell; with `fresh` each
-    notebook has a kernel of its own, else they share one that is made fresh in between and keeps its models; `debug`
-    shows where a cell failed. A published study's own notebooks are replaced by their executed copies; all other copies
-    go to runs/<study>/notebooks/. Figures, and after a whole run tables, that nothing has written this time are
-    removed. Raises UserError.
+    notebook has a kernel of its own, else they share one that is made fresh in between and keeps its models, which may
+    be the caller's, given by `kernel`; `debug` shows where a cell failed. A published study's own notebooks are
+    replaced by their executed copies; all other copies go to runs/<study>/notebooks/. Figures, and after a whole run
+    tables, that nothing has written this time are removed. Raises UserError.
     """
     study = load_study(study_file)
     if "XAI_RUNS" in os.environ:  # for kernels, which work in another folder
@@ -51,11 +52,11 @@ def run(
     jobs = plan(study, study_file, only, settings, notebooks)
     with locked(study), Line(len(jobs), results.folders(study).figs) as line:
         left = Leftovers(results.folders(study), whole=not only)
-        with kernels(own_folder(study) / "kernels", fresh) as kernel:
+        with nullcontext(kernel) if kernel else kernels(own_folder(study) / "kernels", fresh) as given:
             for job in jobs:
                 line.notebook(job.source.stem, len(code_cells(nbformat.read(job.source, as_version=4))))
                 left.before(job.number)
-                execute(job, timeout, line, kernel(), debug)
+                execute(job, timeout, line, given(), debug)
                 left.after(job.number)
         left.end()
     return jobs

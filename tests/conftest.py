@@ -44,7 +44,8 @@ def browser():
 
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium; on Debian: apt-get install chromium")
+        missed = pytest.fail if os.environ.get("CI") else pytest.skip
+        missed("no Chromium, which this test needs; on Debian: apt-get install chromium")
     switches = ["--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         switches.append("--no-sandbox")  # Chromium refuses to start as root with one

@@ -5,10 +5,10 @@ import pytest
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, TrainableTokensConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny, tiny_model, tiny_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 from xai_utils.errors import UserError
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, content_hash, load

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import tiny_loaded, tiny_model
 
+from tests.tiny import tiny_loaded, tiny_model
 from xai_utils.attention import layers
 from xai_utils.attention.layers import Layer, head_table, observations, pool, statistics, stream, uniform, without_sink
 from xai_utils.errors import UserError

@@ -1,9 +1,9 @@
 """Maps for pictures: pooled as a loop would, whole where they are small."""
 
 import numpy as np
-from test_attention import case_of
-from tiny import tiny_loaded
 
+from tests.test_attention import case_of
+from tests.tiny import tiny_loaded
 from xai_utils.attention import layers
 from xai_utils.attention.maps import head_map, map_labels, maps
 

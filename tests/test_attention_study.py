@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_attention import collect
-from tiny import tiny_loaded
 
+from tests.test_attention import collect
+from tests.tiny import tiny_loaded
 from xai_utils.attention import heads, layers, maps
 from xai_utils.attention.words import attention_change, word_attention
 from xai_utils.attribution import rollout

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
-from test_attention import case_of
-from tiny import tiny_loaded
 
+from tests.test_attention import case_of
+from tests.tiny import tiny_loaded
 from xai_utils.attention import layers
 from xai_utils.attention.words import (
     attention_change,

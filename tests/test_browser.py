@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from tests.tiny import save_tiny
 from xai_utils.files import ROOT
@@ -30,9 +29,7 @@ from xai_utils.study.config import load_study
 from xai_utils.study.explainer import Explainer
 from xai_utils.widgets import views
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE = 120_000  # milliseconds until a condition that must come true is given up
-SWITCHES = ["--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"]
 TEXT = "The cat sat on the mat"
 MARKUP = "<b>cat</b> costs $x$ {{ y }}"
 LONG = "The cat sat on the mat and the dog ran after the cat in the garden of the house"
@@ -41,10 +38,8 @@ PICTURE = f"{EXPLORER} .xai-picture:not(.xai-faded) img"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def chromium():
-    """Missing, it fails the tests: skipped, nobody would know that the explorers are broken."""
-    if not CHROMIUM:
-        pytest.fail("no browser found; expected Chromium; install it (Debian: apt-get install chromium)", pytrace=False)
+def patience():
+    expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +80,7 @@ def book(study, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lab(study, tmp_path_factory):
+def lab(browser, study, tmp_path_factory):
     """A JupyterLab with copies of the notebooks, its files in a folder of its own: address and token."""
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
@@ -133,16 +128,6 @@ def _address(runtime: Path, server: subprocess.Popen, log: Path) -> tuple[str, s
                 return about["url"], about["token"]
         time.sleep(0.2)
     pytest.fail(f"JupyterLab does not listen: {log.read_text()[-2000:]}")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    expect.set_options(timeout=PATIENCE)
-    with sync_playwright() as playwright:
-        switches = SWITCHES + (["--no-sandbox"] if os.geteuid() == 0 else [])
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=switches)
-        yield found
-        found.close()
 
 
 @contextmanager

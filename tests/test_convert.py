@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
-from tiny import tiny_model, tiny_tokenizer
-from tiny_gguf import write_gguf
 
+from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny_gguf import write_gguf
 from xai_utils.errors import UserError
 from xai_utils.files import is_whole
 from xai_utils.models import convert

@@ -14,9 +14,9 @@ from typing import ClassVar
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
-from tiny import tiny_model
-from tiny_gguf import write_gguf
 
+from tests.tiny import tiny_model
+from tests.tiny_gguf import write_gguf
 from xai_utils.errors import UserError
 from xai_utils.files import file_sha256, is_whole
 from xai_utils.models import download

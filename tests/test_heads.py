@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_attention import case_of, random_causal
-from tiny import VOCABULARY, tiny_loaded, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.test_attention import case_of, random_causal
+from tests.tiny import VOCABULARY, tiny_loaded, tiny_tokenizer
 from xai_utils.attention.heads import GROUPS, group_heads, induction, probe_ids
 from xai_utils.attention.layers import head_table, statistics, stream, uniform
 from xai_utils.errors import UserError

@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
-from tiny import save_tiny, tiny_model, tiny_tokenizer
+
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 GOOD, BAD = "hf_good_token", "hf_bad_token"

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import ARCHITECTURES, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
 
+from tests.tiny import ARCHITECTURES, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 from xai_utils.errors import UserError
 from xai_utils.files import ROOT
 from xai_utils.models import loading

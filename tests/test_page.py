@@ -16,7 +16,6 @@ import pytest
 from jinja2 import Environment, StrictUndefined, nodes
 from jinja2.exceptions import UndefinedError
 from markupsafe import Markup
-from synthetic import measured, with_path
 
 from report import appendix, build
 from report.facts import Facts, facts, numbers
@@ -25,6 +24,7 @@ from report.facts.scope import Adaptation, Quality, Scope
 from report.facts.trust import Card, Sanity
 from report.page import TEMPLATES, Page, plain, significant
 from report.pictures import there
+from tests.synthetic import measured, with_path
 
 PAGES = ("index.md.j2", "appendix.md.j2", "readme.md.j2", "sections/second.md.j2")
 TEMPLATE_FILES = sorted(TEMPLATES.rglob("*.md.j2")) + [TEMPLATES / "common.j2", TEMPLATES / "figures.j2"]

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from test_attention import case_of, random_causal
-from tiny import tiny_loaded
 
+from tests.test_attention import case_of, random_causal
+from tests.tiny import tiny_loaded
 from xai_utils.attention.heads import group_heads
 from xai_utils.attention.layers import head_table, statistics
 from xai_utils.attention.words import attention_change, most_changed, word_attention

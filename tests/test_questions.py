@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from synthetic import PANEL, measured, refreshed
 
+from tests.synthetic import PANEL, measured, refreshed
 from xai_utils.evaluation.statistics import FOUND, NONE, UNDECIDED
 from xai_utils.study import measures, questions
 from xai_utils.study.ranking import board, preferred

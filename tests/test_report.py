@@ -10,11 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from markupsafe import Markup
-from synthetic import measured, refreshed, study, with_path
 
 from report import appendix, build
 from report.facts import facts
 from report.pictures import Pictures
+from tests.synthetic import measured, refreshed, study, with_path
 from xai_utils.errors import UserError
 from xai_utils.plots.style import alt_text
 from xai_utils.study import results

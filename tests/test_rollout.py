@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from test_attention import case_of
-from tiny import tiny_loaded
 
+from tests.test_attention import case_of
+from tests.tiny import tiny_loaded
 from xai_utils.attention import layers as weights_of
 from xai_utils.attribution import rollout
 from xai_utils.attribution.target import make_target

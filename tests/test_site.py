@@ -11,10 +11,10 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from synthetic import study
 
 from report import site
 from report.clean import clean_html
+from tests.synthetic import study
 from xai_utils.files import write_text
 from xai_utils.study import results
 from xai_utils.study.config import load_study

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from test_plots_attention import texts_inside
 
+from tests.test_plots_attention import texts_inside
 from xai_utils.errors import UserError
 from xai_utils.evaluation.statistics import differences
 from xai_utils.text.entry import TextEntry

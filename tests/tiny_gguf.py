@@ -7,7 +7,8 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
-from tiny import SPECIAL, tiny_tokenizer
+
+from tests.tiny import SPECIAL, tiny_tokenizer
 
 HEADS = {"attn_q": 4, "attn_k": 2}
 NAMES = {

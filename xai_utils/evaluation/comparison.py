@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from xai_utils.attribution.tables import frame, word_rows
 from xai_utils.display import Displayed
 from xai_utils.evaluation.statistics import ROUNDING, WIDTH
 from xai_utils.text.alignment import side_by_side
+from xai_utils.text.cases import units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,19 +47,15 @@ class Comparison(Displayed):
         """One row a word that both models read: word, one score a model by its label, difference, floor, stands.
 
         The difference is other minus base; below `floor`, 1.96 standard errors of both scores, it is noise. It stands
-        where it is not and the ranges of the two scores over the panel do not meet; empty without a panel. Raises
-        UserError where the two models explain different answers.
+        where it is not and has one sign under every absence of the panel; empty without a panel. Raises UserError where
+        the two models explain different answers.
         """
         tables = [frame(word_rows(result)) for result in (self.base, self.other)]
         pairs = side_by_side(pd.concat(tables), *self.labels).sort_values("start", ignore_index=True)
         errors = np.hypot(pairs["error_base"].fillna(0), pairs["error_other"].fillna(0))
         floor = np.maximum(WIDTH * errors, ROUNDING)
         change = pairs["score_other"] - pairs["score_base"]
-        words = (table[table["is_word"]].set_index("start") for table in tables)
-        base, other = (table.loc[pairs["start"], ["low", "high"]].to_numpy(float) for table in words)
-        apart = (base[:, 0] > other[:, 1]) | (other[:, 0] > base[:, 1])
-        stands = pd.array(apart & (change.abs() > floor).to_numpy(), dtype="boolean")
-        stands[np.isnan(base).any(1) | np.isnan(other).any(1)] = pd.NA
+        stands = self._stands(pairs["start"], change.abs() > floor)
         return pd.DataFrame(
             {
                 "word": pairs["word"],
@@ -68,6 +65,19 @@ class Comparison(Displayed):
                 "floor": floor,
             }
         ).assign(stands=stands)
+
+    def _stands(self, starts: pd.Series, beyond: pd.Series) -> Any:
+        """Whether the words that begin at `starts` differ with one sign under every absence."""
+        scores = []
+        for result in (self.base, self.other):
+            if result.by_absence is None:
+                return pd.array([pd.NA] * len(starts), dtype="boolean")
+            place = {unit.start: row for row, unit in enumerate(units(result.case)) if unit.is_word}
+            scores.append(result.by_absence[:, [place[start] for start in starts]])
+        signs = np.sign(scores[1] - scores[0])
+        stands = pd.array((signs == signs[0]).all(0) & beyond.to_numpy(), dtype="boolean")
+        stands[~np.isfinite(signs).all(0)] = pd.NA
+        return stands
 
     def plot(self) -> Figure:
         """Both sentences in colour, on one scale."""

@@ -13,7 +13,7 @@ from xai_utils.evaluation.statistics import differences
 from xai_utils.study.config import Study
 from xai_utils.study.questions import tests as tested
 from xai_utils.study.tables import Measured
-from xai_utils.text.cases import words
+from xai_utils.text.words import words
 
 TEXTS = {
     "planets": ("Сколько планет в Солнечной системе?", " Восемь.", "ru"),

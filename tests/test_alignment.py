@@ -14,8 +14,9 @@ from xai_utils.errors import UserError
 from xai_utils.fields import text_problem
 from xai_utils.study.config import Study
 from xai_utils.text.alignment import side_by_side, split_tokens
-from xai_utils.text.cases import prepare, units, word_weights, words
+from xai_utils.text.cases import prepare, units, word_weights
 from xai_utils.text.entry import TextEntry
+from xai_utils.text.words import words
 
 ALPHABETS = st.one_of(
     st.characters(exclude_categories=["Cc", "Cs", "Cn"]),

@@ -18,7 +18,7 @@ from xai_utils.study.config import Study, load_study
 from xai_utils.study.explainer import Explainer
 from xai_utils.study.measures import is_punctuation
 from xai_utils.study.tables import IG
-from xai_utils.text.cases import words
+from xai_utils.text.words import words
 
 # ---- the corpus as it stands
 

@@ -16,7 +16,7 @@ from xai_utils.study.config import load_study
 from xai_utils.study.explainer import Explainer
 from xai_utils.study.results import folders, read_table
 from xai_utils.study.run import run
-from xai_utils.text.cases import words
+from xai_utils.text.words import words
 
 KEYS = ["study", "text", "base", "other", "target", "target_text"]
 COLUMNS = {

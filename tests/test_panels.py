@@ -16,7 +16,7 @@ from xai_utils.evaluation.stability import stability
 from xai_utils.study import evidence
 from xai_utils.study.config import Study, load_study
 from xai_utils.study.explainer import Explainer
-from xai_utils.text.cases import normalise, words
+from xai_utils.text.words import normalise, words
 
 TEXT = "The capital of France"
 

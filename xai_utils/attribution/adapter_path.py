@@ -29,7 +29,8 @@ from xai_utils.errors import UserError
 from xai_utils.models.batching import in_passes, positions
 from xai_utils.models.blend import Place, blend
 from xai_utils.models.loading import LoadedModel
-from xai_utils.text.cases import Case, token_name, units, word_weights
+from xai_utils.text.cases import Case, units, word_weights
+from xai_utils.text.tokenise import token_name
 
 VERSION = 1  # raise it when the method would give other numbers
 INPUT = Place("input rows", None, "input_rows", "input")

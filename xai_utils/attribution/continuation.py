@@ -13,7 +13,8 @@ import torch
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.text.cases import Case, Token, token_name
+from xai_utils.text.cases import Case, Token
+from xai_utils.text.tokenise import token_name
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from xai_utils.plots.sentence import (
 )
 from xai_utils.plots.style import OPPOSES, SUPPORTS
 from xai_utils.plots.trust import told
-from xai_utils.text.cases import visible
+from xai_utils.text.words import visible
 
 TOP = 12  # rows of a table that a long text shows at once
 BLOCKS = 16  # characters of the longest bar in a table

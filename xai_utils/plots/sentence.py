@@ -23,7 +23,8 @@ from xai_utils.attribution.result import Attribution
 from xai_utils.errors import UserError
 from xai_utils.evaluation.comparison import Comparison
 from xai_utils.plots.style import INK, STYLE, Bars, Drawing, bars, centred, diverging, fonts, heading, readable, style
-from xai_utils.text.cases import units, visible
+from xai_utils.text.cases import units
+from xai_utils.text.words import visible
 
 WIDTH, HEIGHT = 9.0, 0.45  # inches of the figure and of a line in it
 WORD, SCORE = 11.0, 7.0  # points of letters

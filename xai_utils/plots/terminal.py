@@ -24,7 +24,8 @@ from xai_utils.plots.sentence import (
     value_of,
 )
 from xai_utils.plots.trust import told
-from xai_utils.text.cases import units, visible
+from xai_utils.text.cases import units
+from xai_utils.text.words import visible
 
 BAR = 24  # cells of the longest bar
 NAME = 28  # cells of a word before its end is left out

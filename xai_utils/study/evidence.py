@@ -31,9 +31,10 @@ from xai_utils.study.explainer import Explainer, progress
 from xai_utils.study.results import provenance, rounded
 from xai_utils.study.store import named
 from xai_utils.study.tables import IG, Measured
-from xai_utils.text.cases import Case, words
+from xai_utils.text.cases import Case
 from xai_utils.text.entry import TextEntry
 from xai_utils.text.tokens import tokenization_table
+from xai_utils.text.words import words
 
 FOLDER = ROOT / "report" / "evidence"
 DEFAULT, FURTHER, CORPUS, SHORT = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus", "panel"))

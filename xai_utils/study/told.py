@@ -8,7 +8,7 @@ from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.tables import from_word_rows
 from xai_utils.evaluation.trust import TrustCard, competence, completeness, controlled, faithful, stable
 from xai_utils.study.tables import Measured
-from xai_utils.text.cases import normalise
+from xai_utils.text.words import normalise
 
 
 def results(found: Measured, text: str, method: str) -> dict[str, Attribution]:

@@ -1,39 +1,24 @@
 """From a study's text to what a model reads: normalised text, tokens with character spans, words.
 
-A *token* is what the model reads, a *span* its character range in the normalised text, a *word* what a person reads:
-a run between Unicode word boundaries (UAX #29, by `uniseg`), white space left out. Words depend on the text alone, so
-two tokenizers can be compared on them. Nothing here computes an attribution.
+A *token* is what the model reads, a *span* its character range in the normalised text, a *word* what a person reads
+(words.py). Words depend on the text alone, so two tokenizers can be compared on them. Nothing here computes an
+attribution.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from uniseg.wordbreak import words as unicode_words
 
 from xai_utils.errors import UserError
 from xai_utils.text.entry import Reading, TextEntry
+from xai_utils.text.tokenise import chat, continuation_ids, labels, plain, token_name
+from xai_utils.text.words import Word, normalise, words
 
 if TYPE_CHECKING:
     from xai_utils.models.loading import LoadedModel
-
-SUBSCRIPT = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
-VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"})
-JOINERS = "\u200c\u200d"  # unprintable by themselves, but part of words and of emoji
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word of the normalised text: characters `start` to `end` (end excluded)."""
-
-    text: str
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -94,89 +79,6 @@ class Case:
         return {"study": self.study, "text": self.text_id, "model": self.model, "role": self.role}
 
 
-def visible(text: str) -> str:
-    r"""A text on one line with what cannot be seen, or turns the writing direction, made visible.
-
-    >>> visible("a\n\u202eb")
-    'a⏎‹U+202E›b'
-    >>> visible("  ")
-    '␣␣'
-    """
-    shown = text.translate(VISIBLE) if text.strip(" ") else "␣" * len(text)
-    return "".join(c if c.isprintable() or c in JOINERS else f"‹U+{ord(c):04X}›" for c in shown)
-
-
-def told_apart(words: Sequence[str]) -> list[str]:
-    """Words as labels, in reading order: those that come several times are numbered.
-
-    >>> told_apart(["Tom", "met", "Anna", ",", "then", "Anna"])
-    ['Tom', 'met', 'Anna (1)', ',', 'then', 'Anna (2)']
-    """
-    total, seen = Counter(words), Counter[str]()
-    labels = []
-    for word in words:
-        seen[word] += 1
-        labels.append(word if total[word] == 1 else f"{word} ({seen[word]})")
-    return labels
-
-
-def normalise(text: str, form: Literal["NFC", "NFKC", "none"] = "NFC") -> str:
-    r"""Trim white space and apply a Unicode normal form (`NFC`, `NFKC` or `none`).
-
-    >>> normalise(" и\u0306од ")
-    'йод'
-    """
-    trimmed = text.strip()
-    return trimmed if form == "none" else unicodedata.normalize(form, trimmed).strip()
-
-
-def words(text: str) -> list[Word]:
-    """The words of a normalised text (UAX #29), punctuation marks words of their own, white space left out.
-
-    >>> [word.text for word in words("Don't stop, мир!")]
-    ["Don't", 'stop', ',', 'мир', '!']
-    """
-    found, start = [], 0
-    for piece in unicode_words(text):
-        end = start + len(piece)
-        if not piece.isspace():
-            found.append(Word(piece, start, end))
-        start = end
-    return found
-
-
-def _spans(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Give each token the white space in front of it, which some tokenizers leave out of their offsets."""
-    spans, covered = [], 0
-    for start, end in offsets:
-        if end > start >= covered and text[covered:start].isspace():
-            start = covered
-        spans.append((start, end))
-        covered = max(covered, end)
-    return spans
-
-
-def _labels(text: str, spans: list[tuple[int, int] | None], names: list[str]) -> list[str]:
-    """Readable labels: the source characters; tokens that share a character are told apart by a subscript."""
-    readers: dict[int, list[int]] = {}
-    for position, span in enumerate(spans):
-        for character in range(*(span or (0, 0))):
-            readers.setdefault(character, []).append(position)
-    part: dict[int, int] = {}
-    for sharing in readers.values():
-        if len(sharing) > 1:
-            for position in sharing:
-                part.setdefault(position, part.get(position - 1, 0) + 1 if position - 1 in sharing else 1)
-    labels = []
-    for position, span in enumerate(spans):
-        if span is None or span[0] == span[1]:
-            labels.append(names[position])
-        else:
-            mark = str(part[position]).translate(SUBSCRIPT) if position in part else ""
-            labels.append(text[slice(*span)].translate(VISIBLE) + mark)
-    return labels
-
-
 def units(case: Case) -> list[Unit]:
     """The rows of the word view, in reading order: every word, and every token that covers no character of a word."""
     weights = _shares(case)
@@ -234,15 +136,15 @@ def prepare(model: LoadedModel, entry: TextEntry, reading: Reading, study: str =
     Raises UserError where the text does not fit the model's positions or an answer cannot be written in its vocabulary.
     """
     text = normalise(entry.text, reading.normalisation)
-    ids, spans = _chat(model.tokenizer, text) if entry.chat else _plain(model, text, reading.prefix)
+    ids, spans = chat(model.tokenizer, text) if entry.chat else plain(model, text, reading.prefix)
     cut = max(len(ids) - reading.max_tokens, 0)
     if cut:
         ids, spans = ids[: reading.max_tokens], spans[: reading.max_tokens]
     names = [token_name(model, i) for i in ids]
-    labels = _labels(text, spans, names)
+    readable = labels(text, spans, names)
     tokens = tuple(
         Token(i, label, None, None, "special") if span is None else Token(i, label, span[0], span[1], "text")
-        for i, label, span in zip(ids, labels, spans, strict=True)
+        for i, label, span in zip(ids, readable, spans, strict=True)
     )
     reach = max((span[1] for span in spans if span), default=0) if cut else len(text)
     if not reach:
@@ -269,67 +171,6 @@ def prepare(model: LoadedModel, entry: TextEntry, reading: Reading, study: str =
     )
     _check_positions(model, case)
     return case
-
-
-def token_name(model: LoadedModel, token: int) -> str:
-    """What a token that stands for no character of the text is called: its own text, white space made visible."""
-    return str(model.tokenizer.decode([token])).translate(VISIBLE)
-
-
-def _plain(model: LoadedModel, text: str, prefix: str) -> tuple[list[int], list[tuple[int, int] | None]]:
-    encoded = model.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-    ids, special = list(encoded["input_ids"]), encoded["special_tokens_mask"]
-    real = [i for i, mark in enumerate(special) if not mark]
-    spans: list[tuple[int, int] | None] = [None] * len(ids)
-    for i, span in zip(real, _spans(text, [encoded["offset_mapping"][i] for i in real]), strict=True):
-        spans[i] = span
-    while special and special[-1]:  # an end-of-sequence token behind the prompt would cut the answer off
-        ids, spans, special = ids[:-1], spans[:-1], special[:-1]
-    if prefix == "document_start" and model.document_start is not None:
-        ids, spans = [model.document_start, *ids], [None, *spans]
-    return ids, spans
-
-
-def _chat(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int] | None]]:
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            "this model's tokenizer has no chat template; expected one because a text says chat: true; "
-            "set chat: false for that text or name another tokenizer"
-        )
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-    )
-    at = rendered.rfind(text)
-    encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
-    spans: list[tuple[int, int] | None] = []
-    for start, end in _spans(rendered, encoded["offset_mapping"]):
-        first, last = max(start - at, 0), min(end - at, len(text))
-        spans.append((first, last) if at >= 0 and last > first else None)
-    return list(encoded["input_ids"]), spans
-
-
-def continuation_ids(
-    tokenizer: Any, prompt: list[int], text: str | None, chat: bool = False, what: str = "answer"
-) -> tuple[int, ...]:
-    """Token ids of a continuation, tokenised apart from the prompt, that reads back as the text behind the prompt.
-
-    SentencePiece tokenizers put a space in front of whatever they read, so there the text goes in without its own.
-    After a chat template the reply starts a line: its leading space is dropped. Raises UserError if no way reads back.
-    """
-    if text is None:
-        return ()
-    wanted = text.lstrip(" ") if chat else text
-    prefix = tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
-    for candidate in dict.fromkeys((wanted, wanted.lstrip(" "))):
-        ids = tokenizer(candidate, add_special_tokens=False)["input_ids"]
-        if tokenizer.unk_token_id in ids and tokenizer.decode([tokenizer.unk_token_id]) not in wanted:
-            continue
-        if ids and tokenizer.decode([*prompt, *ids], clean_up_tokenization_spaces=False) == prefix + wanted:
-            return tuple(ids)
-    raise UserError(
-        f"{what} {text!r} cannot be written in the vocabulary of this model; expected a text that its tokenizer "
-        "reads back unchanged; choose another answer or leave it out"
-    )
 
 
 def _check_positions(model: LoadedModel, case: Case) -> None:

@@ -175,8 +175,8 @@ def test_two_workers_gather_what_one_sees(tmp_path: Path) -> None:
     one, two = (train.read_checkpoint(tmp_path / name) for name in ("one", "two"))
     torch.testing.assert_close(two["memory"], one["memory"], atol=1e-5, rtol=1e-4)
     (_, moments_one), (_, moments_two) = (state["optimiser"]["state"][0]["GG"] for state in (one, two))
-    torch.testing.assert_close(moments_two, moments_one, atol=1e-8, rtol=1e-3)
-    assert moments_one.abs().max() > 1e-5
+    largest = moments_one.abs().max()  # sums in another order round otherwise; half of the data would move them by half
+    assert (moments_two - moments_one).abs().max() < 0.01 * largest and largest > 1e-5
 
 
 def test_another_recipe_is_refused(tmp_path: Path) -> None:

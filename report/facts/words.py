@@ -12,7 +12,7 @@ from xai_utils.evaluation.agreement import one_setting
 from xai_utils.evaluation.statistics import certified
 from xai_utils.study.ranking import preferred
 from xai_utils.study.tables import Measured
-from xai_utils.text.cases import told_apart
+from xai_utils.text.words import told_apart
 
 NAMED = 3  # differences that are named
 Rows = dict[str, dict[int, Row]]  # of one text, by model and by where a word starts

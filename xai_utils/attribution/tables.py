@@ -12,7 +12,7 @@ import pandas as pd
 from xai_utils.attribution.result import Attribution, Certificate
 from xai_utils.attribution.target import Target
 from xai_utils.text.cases import Case, Token, units
-from xai_utils.text.cases import words as words_of
+from xai_utils.text.words import words as words_of
 
 TABLES = ("attributions", "word_scores", "certificates")
 

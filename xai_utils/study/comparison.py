@@ -19,7 +19,8 @@ from xai_utils.study.explainer import Explainer
 from xai_utils.study.jobs import Job
 from xai_utils.study.progress import progress
 from xai_utils.study.tables import IG, Measured
-from xai_utils.text.cases import Case, told_apart
+from xai_utils.text.cases import Case
+from xai_utils.text.words import told_apart
 
 TOP = 3
 PANEL_METHOD = "panel_shapley"

@@ -126,7 +126,7 @@ def test_the_card_shows_the_trials_once_they_have_run(tmp_path: Path, monkeypatc
     bits = {"bits_per_character_ru": 2.6764, "bits_per_character_en": 1.1656}
     publish.write_table(pd.DataFrame([base, spent | bits]), "trials")
     rows = publish.markdown(pipeline.trials_told()).splitlines()[2:]
-    assert rows == ["| base |  |  |  |  | 2.077 | 1.164 |", "| mean | 40960 | 2 | 0.002 | a CPU core | 2.676 | 1.166 |"]
+    assert rows == ["| base |  |  |  |  | 2.08 | 1.16 |", "| mean | 41000 | 2 | 0.002 | a CPU core | 2.68 | 1.17 |"]
 
 
 def test_the_shipped_card_is_what_its_tables_say(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_a_notebook_says_what_the_report_says(found):
 
 
 def test_long_studies_of_a_former_checkpoint_are_left_out(found, monkeypatch):
-    published = replace(found, study=found.study.model_copy(update={"published": True}))
+    published = replace(found, study=found.study.model_copy(update={"published": True, "name": "default"}))
     table = pd.DataFrame({"method": ["rollout"], "share": [1.0], "role": ["base"], "correlation": [0.9], "texts": [8]})
     monkeypatch.setattr(build.evidence, "read", lambda: {"sanity": table})
     for former in ([], ["ru-ts"]):

@@ -32,9 +32,9 @@ def drawn(monkeypatch):
 
         monkeypatch.setattr(module, name, record)
 
-    spy(views.plots, "bars")
-    spy(views.plots_attention, "heatmap")
-    spy(views.plots_comparison, "pair")
+    spy(views.style, "bars")
+    spy(views.heatmaps, "heatmap")
+    spy(views.pairs, "pair")
     return seen
 
 

@@ -30,6 +30,7 @@ from xai_utils.text.entry import Reading, TextEntry
 __all__ = ["assess", "compare", "explain", "load", "wrap"]
 
 READING = Reading()
+TESTED = 8  # words: up to here the deletion tests take about as long as the scores do
 
 
 def load(
@@ -97,8 +98,8 @@ def explain(
 
     Without an `answer` the model's own next token is explained. `answer` and `contrast` are written with their leading
     space. `target` is logprob, logit, contrast (which needs a `contrast`) or sum_logits; `settings` are the method's
-    own (`python -m xai_utils methods`). The result carries its trust card, but for the deletion tests, which `assess`
-    makes. Raises UserError, one line, for whatever is wrong with any of them.
+    own (`python -m xai_utils methods`). The result carries its trust card; its deletion tests are made for up to TESTED
+    words, beyond them by `assess`. Raises UserError, one line, for whatever is wrong with any of them.
     """
     line = method_named(method)
     own = {name: _setting(method, name, value) for name, value in settings.items()}
@@ -106,7 +107,7 @@ def explain(
     case = _case(text, model, answer, contrast, chat, reading)
     found = line.function(model, case, make_target(model, case, target), **(line.fixed | own))
     found = dataclasses.replace(found, method=method)
-    return dataclasses.replace(found, trust=assess(model, found, tests=False))
+    return dataclasses.replace(found, trust=assess(model, found, tests=len(found.words) <= TESTED))
 
 
 def compare(

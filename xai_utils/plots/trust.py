@@ -48,8 +48,9 @@ def lines(card: TrustCard) -> list[Line]:
 
 
 def told(card: TrustCard | None) -> list[str]:
-    """The same as lines of text; none without a card."""
-    return [f"{line.name}: {line.told} ({line.level})" for line in lines(card)] if card else []
+    """What was tested, as lines of text; none without a card."""
+    tested = [line for line in lines(card) if line.level != "unknown"] if card else []
+    return [f"{line.name}: {line.told} ({line.level})" for line in tested]
 
 
 def _line(name: str, value: float | None, level: str, fails: float, passes: float) -> Line:

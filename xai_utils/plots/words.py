@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from xai_utils.attribution.methods import method_name
 from xai_utils.attribution.result import Attribution
@@ -119,7 +120,9 @@ def _draw(axes: Axes, one: Grid, reach: float) -> None:
                 Rectangle((column, row), 1, 1, facecolor=back, edgecolor="white", linewidth=1.5, hatch=hatch)
             )
             told = "" if np.isnan(score) else f"{score:+.2g}"
-            axes.text(column + 0.5, row + 0.5, told, ha="center", va="center", fontsize=7.5, color=ink)
+            halo = [withStroke(linewidth=4, foreground=back)] if hatch else None
+            place = (column + 0.5, row + 0.5)
+            axes.text(*place, told, ha="center", va="center", fontsize=7.5, color=ink, path_effects=halo)
             if one.stands[row, column]:
                 axes.plot(column + 0.92, row + 0.16, "o", markersize=3, color=ink)
     axes.set(xlim=(0, len(one.words)), ylim=(len(one.rows), 0))
@@ -130,4 +133,4 @@ def _draw(axes: Axes, one: Grid, reach: float) -> None:
     axes.tick_params(length=0, labelbottom=False, labeltop=True, labelrotation=0)
     axes.spines[:].set_visible(False)
     axes.set_title(readable(one.title, 10**6))
-    axes.set_xlabel(f"score ({one.unit}{', full colour for the largest of a row' if one.scaled else ''})")
+    axes.set_xlabel("score, each row on its own scale" if one.scaled else f"score ({one.unit})")

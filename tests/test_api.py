@@ -98,10 +98,11 @@ def test_an_explanation_carries_its_trust_card(model):
         value = whole(whole.inputs[None]).item()
     card = found.trust
     assert np.log(card.competence.probability) == pytest.approx(value, abs=1e-4)
-    assert card.completeness.kind == "exact" and card.faithfulness.level == "unknown"
+    assert card.completeness.kind == "exact" and card.faithfulness.absences == 3
     assert f"({card.competence.level})" in repr(found) and f"({card.stability.level})" in found._repr_html_()
-    full = xai.assess(model, found)
-    assert full.faithfulness.absences == 3 and full.competence == card.competence and full.stability == card.stability
+    assert xai.assess(model, found) == card
+    long = xai.explain(" ".join(["The capital of France is"] * 2), model, answer=ANSWER, method="ablation").trust
+    assert long.faithfulness.level == "unknown"  # tests of so many words are made when they are asked for
 
 
 def test_settings_reach_the_method(model):

@@ -86,7 +86,7 @@ def test_what_did_not_converge_is_counted(found):
 
 @pytest.mark.parametrize("name", ["pair", "one"])
 def test_the_page_is_the_one_that_a_person_read(name):
-    """After a change of the templates: read the page, then write it with `python tests/test_report.py`."""
+    """After a change of the templates: read the page, then write it with `python -m tests.test_report`."""
     assert golden(name) == (GOLDEN / f"{name}.md").read_text(encoding="utf-8")
 
 

@@ -21,7 +21,7 @@ from report import appendix, build
 from report.facts import Facts, facts, numbers
 from report.facts.difference import Removal
 from report.facts.scope import Adaptation, Quality, Scope
-from report.facts.trust import Card, Sanity
+from report.facts.trust import Card, Elsewhere, Sanity
 from report.page import TEMPLATES, Page, plain, significant
 from report.pictures import there
 from tests.synthetic import measured, with_path
@@ -148,11 +148,12 @@ def trained(told: Facts) -> Facts:
         parts=(Quality("ru", "aphorisms", 0.5, 0.1),),
     )
     sane = Sanity("rollout", 0.9, 8)
+    elsewhere = Elsewhere(49, 0.84, 0.74, 0.98, 0.92, 0.81, 0.56, 0.69, better=True, fewer=True)
     cards = tuple(Card("a", *lists) for lists in product([(), ("completeness", "stability")], repeat=4))
     return dataclasses.replace(
         told,
         adaptation=made,
-        trust=dataclasses.replace(told.trust, cards=cards, sanity=(sane,), insensitive=sane),
+        trust=dataclasses.replace(told.trust, cards=cards, sanity=(sane,), insensitive=sane, elsewhere=elsewhere),
         layers=dataclasses.replace(told.layers, removal=Removal(5, 0.6, 0.2, 5, 6)),
     )
 

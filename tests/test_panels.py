@@ -5,13 +5,14 @@ from itertools import permutations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.absence import PANEL
 from xai_utils.attribution.masking import Removal
 from xai_utils.attribution.shapley import panel_shapley
 from xai_utils.evaluation.orders import by_score
-from xai_utils.evaluation.panels import candidates, cases_of, choice, rankings, subset_values
+from xai_utils.evaluation.panels import candidates, cases_of, choice, confidence, rankings, subset_values
 from xai_utils.evaluation.stability import stability
 from xai_utils.study import evidence
 from xai_utils.study.config import Study, load_study
@@ -110,6 +111,19 @@ def test_rankings_hold_the_method_itself(model, values):
     forward, backward = (table.loc[(name, ""), "share"] for name in ("first_to_last", "last_to_first"))
     place = [np.mean([by_hand(case.values[name], -np.arange(case.words)) for name in case.values]) for case in cases]
     assert forward == pytest.approx(np.mean(place)) and backward != forward
+
+
+def test_confidence_is_the_rank_correlation_with_the_probability(values):
+    cases = cases_of(values)
+    table = confidence(cases, PANEL).set_index("measure")
+    shares = []
+    for case in cases:
+        worth = np.mean([case.shapley[name] for name in PANEL], axis=0)
+        shares.append(np.mean([by_hand(own, worth) for name, own in case.values.items() if name not in PANEL]))
+    expected = spearmanr([case.probability for case in cases], shares).statistic
+    assert table.loc["share_other", "correlation"] == pytest.approx(expected)
+    assert table["cases"].unique() == [len(cases)]
+    assert (table["low"].isna() | (table["low"] <= table["high"])).all()
 
 
 def test_stability_of_scores_under_several_absences():

@@ -76,6 +76,22 @@ class Sanity:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """The panel on prompts that the page does not hold: shares of the best order on absences not its own."""
+
+    texts: int
+    share: float
+    position: float  # of the better order by position
+    of_ceiling: float
+    sure: float  # where the model is sure of its answer
+    unsure: float
+    stands_sure: float  # share of words that stand
+    stands_unsure: float
+    better: bool  # whether the share rises with the answer's probability, beyond chance
+    fewer: bool  # whether the share of words that stand falls with it, beyond chance
+
+
+@dataclass(frozen=True)
 class Card:
     """The checks of one explanation that pass, are doubtful, fail or are unknown, by name."""
 
@@ -100,6 +116,7 @@ class Trust:
     stability: Stability | None
     sanity: tuple[Sanity, ...]
     insensitive: Sanity | None  # the method that random weights change least
+    elsewhere: Elsewhere | None
 
     @property
     def beaten(self) -> bool:
@@ -131,6 +148,7 @@ def trust(found: Measured, evidence: Mapping[str, pd.DataFrame], headline: str |
         stability=_stability(found),
         sanity=sane,
         insensitive=max(sane, key=lambda one: one.correlation, default=None),
+        elsewhere=_elsewhere(evidence),
     )
 
 
@@ -184,4 +202,25 @@ def sanity(evidence: Mapping[str, pd.DataFrame]) -> tuple[Sanity, ...]:
     return tuple(
         Sanity(str(method), float(part["correlation"].mean()), int(part["texts"].max()))
         for method, part in own.groupby("method", sort=False)
+    )
+
+
+def _elsewhere(evidence: Mapping[str, pd.DataFrame]) -> Elsewhere | None:
+    if not {"panels", "panel_methods", "panel_confidence"} <= evidence.keys():
+        return None
+    panel = evidence["panels"].query("chosen").iloc[0]
+    orders = evidence["panel_methods"].query("method in ['first_to_last', 'last_to_first']")
+    by = evidence["panel_confidence"].set_index("measure").astype(float).to_dict("index")
+    share, stands = by["share_other"], by["stands"]
+    return Elsewhere(
+        texts=int(panel["texts"]),
+        share=float(panel["share_other"]),
+        position=float(orders["share_other"].max()),
+        of_ceiling=float(panel["of_ceiling"]),
+        sure=share["sure"],
+        unsure=share["unsure"],
+        stands_sure=stands["sure"],
+        stands_unsure=stands["unsure"],
+        better=share["low"] > 0,
+        fewer=stands["high"] < 0,
     )

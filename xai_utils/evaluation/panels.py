@@ -24,13 +24,15 @@ from xai_utils.attribution.target import Target
 from xai_utils.evaluation.orders import Span, by_score, ceiling, shares, span, words_of
 from xai_utils.evaluation.stability import stability
 from xai_utils.evaluation.statistics import interval
-from xai_utils.evaluation.thresholds import COMPETENT
+from xai_utils.evaluation.thresholds import COMPETENT, SURE
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
 VERSION = 1  # raise it when results would come out different
 SIZES = (1, 2, 3, 4)  # absences in a candidate
 DRAWS = 8  # of random tokens: more than elsewhere, since all candidates are judged by them
+RESAMPLES = 2000
+MEASURES = ("share_other", "stands", "rank_correlation", "same_top")  # of an explanation, each better where higher
 KEEPS = 0.95  # how often a word that stands must keep its sign under an absence that the panel was not asked about
 
 Scores = Float[np.ndarray, " word"]
@@ -147,6 +149,33 @@ def _judge(case: Subsets, panel: tuple[str, ...]) -> dict[str, object]:
         "rank_correlation": agreement["rank_correlation"],
         "same_top": agreement["same_top"],
     }
+
+
+def confidence(cases: Sequence[Subsets], panel: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """Table `panel_confidence`: is an explanation better where the model is sure of its answer? A row a measure.
+
+    `correlation` is Spearman's, of the answer's log-probability with the measure over cases, between `low` and `high`
+    in 95 % of resamples of whole texts; `sure` and `unsure` are the measure's means over cases with a probability of at
+    least SURE and below it.
+    """
+    rows = [_judge(case, tuple(panel)) | {"probability": case.probability} for case in cases]
+    table = pd.DataFrame(rows).set_index("text")
+    rng, texts = np.random.default_rng(seed), table.index.unique()
+    resamples = [table.loc[rng.choice(texts, len(texts))] for _ in range(RESAMPLES)]
+    sure = table["probability"] >= SURE
+    found = []
+    for measure in MEASURES:
+        correlation, *drawn = (_spearman(part["probability"], part[measure]) for part in [table, *resamples])
+        low, high = np.quantile([one for one in drawn if not np.isnan(one)] or [np.nan], [0.025, 0.975])
+        means = {"sure": table.loc[sure, measure].mean(), "unsure": table.loc[~sure, measure].mean()}
+        counts = {"cases": len(table), "sure_cases": int(sure.sum()), "texts": len(texts)}
+        found.append({"measure": measure, "correlation": correlation, "low": low, "high": high} | means | counts)
+    return pd.DataFrame(found)
+
+
+def _spearman(first: pd.Series, second: pd.Series) -> float:
+    """nan where either does not vary."""
+    return first.corr(second, method="spearman") if min(first.nunique(), second.nunique()) > 1 else np.nan
 
 
 def rankings(cases: Sequence[Subsets], panel: Sequence[str], others: pd.DataFrame | None = None) -> pd.DataFrame:

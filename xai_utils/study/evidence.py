@@ -19,7 +19,7 @@ from xai_utils.attribution.methods import METHODS
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
-from xai_utils.evaluation.panels import candidates, cases_of, choice, rankings, subset_values
+from xai_utils.evaluation.panels import candidates, cases_of, choice, confidence, rankings, subset_values
 from xai_utils.evaluation.sanity import layers, randomisation
 from xai_utils.files import ROOT, write_whole
 from xai_utils.models import adapters
@@ -164,6 +164,7 @@ def run_panel(book: Explainer, folder: Path) -> None:
     table = candidates(cases)
     publish(table, "panels", folder)
     publish(rankings(cases, choice(table)), "panel_methods", folder)
+    publish(confidence(cases, choice(table)), "panel_confidence", folder)
     publish(provenance(book.study, book.models.values()), "panel_provenance", folder)
     announce(f"panel: {', '.join(BESIDE)} on the same texts")
     scores = book.tables(BESIDE)["word_scores"]

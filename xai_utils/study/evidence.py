@@ -167,7 +167,7 @@ def run_panel(book: Explainer, folder: Path) -> None:
     publish(confidence(cases, choice(table)), "panel_confidence", folder)
     publish(provenance(book.study, book.models.values()), "panel_provenance", folder)
     announce(f"panel: {', '.join(BESIDE)} on the same texts")
-    scores = book.tables(BESIDE)["word_scores"]
+    scores = book.tables(BESIDE, list(dict.fromkeys(case.text for case in cases)))["word_scores"]
     publish(rankings(cases, choice(table), scores[scores["is_word"]]), "panel_methods", folder)
 
 

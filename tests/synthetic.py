@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from xai_utils.attention.layers import statistics, uniform
 from xai_utils.evaluation.statistics import differences
@@ -321,3 +323,10 @@ def _bridge(made: Study, rng: np.random.Generator) -> Iterator[dict[str, object]
             keys |= _goal(text) | {"unit": "nats", "f_base": -9.0, "f_other": -1.0}
             for step, size in (("tokenizer", -3.0), ("input_rows", 2.0), ("output_rows", 6.0), ("body", 0.0)):
                 yield keys | {"step": step, "score": size * rng.uniform(0.8, 1.2) if TEXTS[text][2] == "ru" else 0.0}
+
+
+def alt_text(path: Path) -> str:
+    """The alt text inside a figure's file."""
+    with Image.open(path) as picture:
+        picture.load()
+        return str(picture.info.get("Description", ""))

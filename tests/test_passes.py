@@ -48,16 +48,7 @@ def test_values_and_gradients_are_those_of_single_passes(objective, count, monke
     for found in (objective.values(embeds), objective.values_and_gradients(embeds)[0]):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(objective.values_and_gradients(embeds)[1], gradient, atol=1e-5, rtol=1e-4)
-    assert (objective.forwards, objective.gradients) == (3 * count, 2 * count)
-
-
-def test_torch_differentiates_f_as_it_would_itself(objective):
-    embeds = versions(objective, 5)
-    weights = torch.arange(1.0, 6.0)
-    leaf, own = embeds.clone().requires_grad_(True), embeds.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad((objective(leaf * 2) * weights).sum(), leaf)
-    (expected,) = torch.autograd.grad((objective._outcomes(own * 2, objective._answers)[0] * weights).sum(), own)
-    torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
+    assert objective.forwards == 3 * count
 
 
 def test_parts_come_in_order_each_on_one_core_of_its_own(cores):

@@ -5,6 +5,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
+from tests.synthetic import alt_text
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.methods import METHODS
 from xai_utils.attribution.shapley import exact_shapley
@@ -13,7 +14,7 @@ from xai_utils.evaluation.trust import Competence, Completeness, Controls, Faith
 from xai_utils.plots import trust, words
 from xai_utils.plots.gallery import Gallery
 from xai_utils.plots.sentence import colours
-from xai_utils.plots.style import NOTHING, Bars, alt_text, bars
+from xai_utils.plots.style import NOTHING, Bars, bars
 
 TEXT = "The capital of France is"
 

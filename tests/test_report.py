@@ -14,9 +14,8 @@ from markupsafe import Markup
 from report import appendix, build
 from report.facts import facts
 from report.pictures import Pictures
-from tests.synthetic import measured, refreshed, study, with_path
+from tests.synthetic import alt_text, measured, refreshed, study, with_path
 from xai_utils.errors import UserError
-from xai_utils.plots.style import alt_text
 from xai_utils.study import results
 from xai_utils.study.tables import Measured
 

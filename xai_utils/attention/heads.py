@@ -52,24 +52,20 @@ def probe_ids(model: LoadedModel, seed: int = 0, length: int = PROBE_LENGTH) -> 
     return start + tokens + tokens
 
 
-def induction(
-    model: LoadedModel, seed: int = 0, length: int = PROBE_LENGTH, draws: int = PROBE_DRAWS
-) -> Float[np.ndarray, "layer head"]:
+def induction(model: LoadedModel, seed: int = 0, draws: int = PROBE_DRAWS) -> Float[np.ndarray, "layer head"]:
     """Mean mass that queries of the second reading put on the token after their first occurrence, over random draws."""
     scores: list[np.ndarray] = []
     for draw in range(draws):
-        stream(
-            model, probe_ids(model, seed + draw, length), lambda layer: scores.append(_follow(layer.weights, length))
-        )
+        stream(model, probe_ids(model, seed + draw), lambda layer: scores.append(_follow(layer.weights)))
     return np.stack(scores).reshape(draws, -1, len(scores[0])).mean(0)
 
 
-def _follow(weights: Float[Tensor, "head query key"], length: int) -> Float[np.ndarray, " head"]:
-    """Mean mass from each query i of the second reading on key i - (length - 1), the token after its first occurrence.
+def _follow(weights: Float[Tensor, "head query key"]) -> Float[np.ndarray, " head"]:
+    """Mean mass from each query i of the second reading on the token after its first occurrence, key i + 1 - length.
 
     The diagonal's first two entries belong to queries of the first reading.
     """
-    return weights.diagonal(1 - length, dim1=-2, dim2=-1)[:, 2:].mean(-1).double().cpu().numpy()
+    return weights.diagonal(1 - PROBE_LENGTH, dim1=-2, dim2=-1)[:, 2:].mean(-1).double().cpu().numpy()
 
 
 def _beyond_chance(mass: pd.Series, chance: pd.Series | float) -> pd.Series:
@@ -99,7 +95,7 @@ def group_heads(table: pd.DataFrame, scores: Float[np.ndarray, "layer head"]) ->
         chance = usable["tokens"].map({count: found[place].item() for count, found in plain.items()})
         usable[place] = _beyond_chance(usable[place], chance)
     heads = usable.groupby(["layer", "head"], as_index=False)[PLACES[1:]].mean()
-    chance = _follow(uniform(2 * PROBE_LENGTH + 1)[None], PROBE_LENGTH).item()
+    chance = _follow(uniform(2 * PROBE_LENGTH + 1)[None]).item()
     heads.insert(2, "induction", _beyond_chance(pd.Series(scores.ravel()), chance))
     shares = heads[PLACES]
     broad = shares.max(axis=1) < MAJORITY

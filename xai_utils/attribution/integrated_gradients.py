@@ -1,8 +1,6 @@
 """Gradient methods: integrated gradients with a certificate, the original study's fixed steps, and their relatives.
 
-Scores are summed over the embedding axis, signed, in the unit of the target. The path's integration is path.py's;
-captum does the sampling; it is imported where it computes, for it takes seconds, and a notebook whose results are in
-the cache does without.
+Scores are summed over the embedding axis, signed, in the unit of the target. The path's integration is path.py's.
 """
 
 from __future__ import annotations
@@ -10,15 +8,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from xai_utils.attribution.absence import baseline_rows
 from xai_utils.attribution.embedding_path import EmbeddingPath
 from xai_utils.attribution.path import fixed_rule, integrate
 from xai_utils.attribution.result import FLOOR, Attribution, Certificate, from_tokens
 from xai_utils.attribution.target import Objective, Target
-from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
@@ -135,56 +130,8 @@ def fixed_path(
 
 
 def input_x_gradient(model: LoadedModel, case: Case, target: Target, *, keep_sink: bool = True) -> Attribution:
-    """Embedding times gradient (captum InputXGradient): the first-order guess at zeroing a token, without a proof."""
-    from captum.attr import InputXGradient
-
+    """Embedding times gradient (Shrikumar et al. 2016): the first-order guess at zeroing a token, without a proof."""
     objective = Objective(model, case, target)
-    product = InputXGradient(objective).attribute(objective.inputs[None].clone().requires_grad_())
-    scores = _summed(product[0], model, target)
+    _, gradients = objective.values_and_gradients(objective.inputs[None])
+    scores = (objective.inputs * gradients[0]).double().sum(-1).cpu().numpy()
     return from_tokens("input_x_gradient", case, target, scores, baseline="zero", keep_sink=keep_sink)
-
-
-def expected_gradients(
-    model: LoadedModel,
-    case: Case,
-    target: Target,
-    *,
-    keep_sink: bool = True,
-    tolerance: float = 0.05,
-    budget: int = 128,
-    seed: int = 0,
-) -> Attribution:
-    """GradientSHAP (Lundberg & Lee 2017; Erion et al. 2021) over random token sequences, with standard errors.
-
-    captum draws one baseline and one point of the path a sample. Samples are added until the largest standard error is
-    within `tolerance` of the scores' absolute sum, or the budget of gradient evaluations ends.
-    """
-    from captum.attr import GradientShap
-
-    objective = Objective(model, case, target)
-    pool = baseline_rows(model, case, "sampled", keep_sink, seed, draws=64)
-    explainer = GradientShap(objective)
-    samples: list[np.ndarray] = []
-    state = np.random.get_state()  # captum draws from numpy's global generator
-    try:
-        np.random.seed(seed)
-        while len(samples) + objective.drawn <= max(budget, objective.drawn):
-            batch = objective.inputs.expand(objective.drawn, -1, -1)
-            drawn = explainer.attribute(batch, baselines=pool, n_samples=1, stdevs=0.0)
-            samples += [_summed(row, model, target) for row in drawn]
-            errors = np.std(samples, axis=0, ddof=1) / math.sqrt(len(samples))
-            if len(samples) >= 32 and errors.max() <= tolerance * np.abs(np.mean(samples, axis=0)).sum():
-                break
-    finally:
-        np.random.set_state(state)
-    scores = np.mean(samples, axis=0)
-    return from_tokens("expected_gradients", case, target, scores, errors, baseline="sampled", keep_sink=keep_sink)
-
-
-def _summed(attributed: Tensor, model: LoadedModel, target: Target) -> np.ndarray:
-    if not torch.isfinite(attributed).all():
-        raise UserError(
-            f"the gradient of model '{model.label}' is not finite for target {target.text!r}; expected finite numbers; "
-            "use float32, keep the sink, or choose another baseline than zero"
-        )
-    return attributed.detach().double().sum(-1).cpu().numpy()

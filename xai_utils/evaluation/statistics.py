@@ -7,7 +7,6 @@ certified baselines. Over a study the unit is the text, not the word: words of o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -150,15 +149,15 @@ def _ratio(mean: float, deviation: float) -> float:
     return float(mean / deviation) if deviation > 0 else math.copysign(math.inf, mean)
 
 
-def interval(values: ArrayLike, statistic: Callable[..., Any] = np.mean, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap 95 % interval over texts (scipy, BCa); no width where the values do not vary, nan below two."""
+def interval(values: ArrayLike, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap 95 % interval of the mean (scipy, BCa); no width where the values do not vary, nan below two."""
     sample = np.asarray(values, dtype=float)
     sample = sample[~np.isnan(sample)]
     if len(sample) < 2:
         return np.nan, np.nan
     if np.ptp(sample) == 0:
         return float(sample[0]), float(sample[0])
-    found = stats.bootstrap((sample,), statistic, rng=np.random.default_rng(seed), method="BCa").confidence_interval
+    found = stats.bootstrap((sample,), np.mean, rng=np.random.default_rng(seed), method="BCa").confidence_interval
     return float(found.low), float(found.high)
 
 

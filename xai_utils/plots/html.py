@@ -34,10 +34,10 @@ TOP = 12  # rows of a table that a long text shows at once
 BLOCKS = 16  # characters of the longest bar in a table
 
 
-def result_html(result: Attribution, reach: float | None = None) -> str:
+def result_html(result: Attribution) -> str:
     """One result: its sentence in colour, the scores as a table, and what is proven of their sum."""
     verdict = "".join(f"<div>{escape(line)}</div>" for line in [*result.verdicts, *told(result.trust)])
-    return f'<div style="max-width:60em">{sentence_html(result, reach)}{_scores(result)}{verdict}</div>'
+    return f'<div style="max-width:60em">{sentence_html(result)}{_scores(result)}{verdict}</div>'
 
 
 def comparison_html(pair: Comparison) -> str:

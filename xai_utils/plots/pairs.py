@@ -49,18 +49,6 @@ def _rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.grid(axis="x")
 
 
-def scores(words: pd.DataFrame, title: str = "") -> Figure:
-    """Word scores of one model, text and method with their errors, in reading order."""
-    with style():
-        fig = figure(6.2, 1.1 + ROW * len(words))
-        axes = fig.subplots()
-        _dots(axes, words["score"], words["error"], FIRST, "o", 0.0)
-        _rows(axes, words["word"].tolist())
-        axes.set_xlabel(f"score ({words['unit'].iloc[0]})")
-        fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
-    return fig
-
-
 def pair(difference: pd.DataFrame, title: str = "") -> Figure:
     """Words on one axis: both models' scores on the left; on the right their difference over its floor, as a band.
 

@@ -62,10 +62,10 @@ def parts(table: pd.DataFrame, title: str = "By part") -> Waterfall:
     return _waterfall(table, title + sampled, names, table["error"].to_numpy(float))
 
 
-def steps(table: pd.DataFrame, title: str = "By step") -> Waterfall:
+def steps(table: pd.DataFrame) -> Waterfall:
     """One text's rows of the table `bridge`. Raises UserError for several texts, pairs or targets."""
     known = STEPS if "tokenizer" in set(table["step"]) else STEPS | ALONE
-    return _waterfall(table, title, [known[step] for step in table["step"]], np.zeros(len(table)))
+    return _waterfall(table, "By step", [known[step] for step in table["step"]], np.zeros(len(table)))
 
 
 def _waterfall(table: pd.DataFrame, title: str, labels: list[str], errors: np.ndarray) -> Waterfall:

@@ -31,15 +31,15 @@ DIFFERENCE = (
 )
 
 
-def highest(measured: Measured, text: str, k: int = TOP) -> pd.DataFrame:
-    """The `k` highest words of one text, a row a method, a column a model; certified scores alone."""
+def highest(measured: Measured, text: str) -> pd.DataFrame:
+    """The three highest words of one text, a row a method, a column a model; certified scores alone."""
     rows = []
     for method in measured.study.methods:
         found = measured.certified("word_scores", method)
         found = found[(found["text"] == text) & found["is_word"].astype(bool)]
         for label, rows_of in found.groupby("model", sort=False):
             part = rows_of.assign(word=told_apart(rows_of["word"].tolist())).dropna(subset="score")
-            top = part.sort_values("score", ascending=False, kind="stable")["word"].head(k)
+            top = part.sort_values("score", ascending=False, kind="stable")["word"].head(TOP)
             rows.append({"method": method_name(method), "model": label, "words": " · ".join(top)})
     if not rows:
         return pd.DataFrame(columns=["method", *measured.labels])

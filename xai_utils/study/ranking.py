@@ -9,7 +9,7 @@ from xai_utils.study.tables import Measured
 PANEL = "panel_shapley"
 CEILING, RANDOM = "ceiling", "random"  # rows of the table that are no method's
 CONTROLS = ("first_to_last", "last_to_first")
-UNSIGNED = {"sensitivity", "sensitivity_mean", "attention", "rollout", "attn_lrp_norm"}  # scores without a direction
+UNSIGNED = {"sensitivity", "attention", "rollout", "attn_lrp_norm"}  # scores without a direction
 
 
 def board(found: Measured) -> pd.DataFrame:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xai_utils.errors import UserError
-from xai_utils.files import ROOT, refusals, whole, write_text, write_whole
+from xai_utils.files import ROOT, refusals, whole, write_whole
 from xai_utils.study.config import Study
 
 PACKAGES = ("torch", "transformers", "captum", "peft", "tokenizers", "numpy", "scipy", "scikit-learn", "uniseg")
@@ -152,11 +152,6 @@ def score_lists(attributions: pd.DataFrame, certificates: pd.DataFrame) -> list[
         pairs = zip(rows["token"], scores, strict=True)
         entries.append({str(name): value for name, value in entry.items()} | {"scores": [list(pair) for pair in pairs]})
     return entries
-
-
-def publish_json(content: Any, study: Study, name: str) -> None:
-    text = json.dumps(rounded(content), ensure_ascii=False, indent=1)
-    write_text(folders(study).tables / f"{name}.json", text + "\n")
 
 
 @functools.cache

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from xai_utils.attribution.target import UNITS
-from xai_utils.evaluation.statistics import CASE
+from xai_utils.evaluation.statistics import certified
 from xai_utils.study.config import Study
 from xai_utils.study.results import folders, read_table
 
@@ -61,11 +60,6 @@ class Measured:
         return {text.id for text in self.study.texts if text.answer is not None}
 
     @property
-    def target_unit(self) -> str:
-        """The unit of what the first text's scores explain."""
-        return UNITS[self.study.texts[0].target or self.study.target]
-
-    @property
     def headline(self) -> str:
         """The text that stands first in the study: the one whose figures the report shows."""
         return self.study.texts[0].id
@@ -97,13 +91,10 @@ class Measured:
                 rows = rows[rows[column] == own]
         return rows
 
-    def certified(self, name: str, method: str, sink: str | None = None) -> pd.DataFrame:
+    def certified(self, name: str, method: str) -> pd.DataFrame:
         """`chosen`, without what has a certificate that did not converge."""
-        rows, failed = self.chosen(name, method, sink), self.failed
-        if rows.empty or failed.empty:
-            return rows
-        marked = rows.merge(failed[CASE], on=CASE, how="left", indicator="_found")
-        return marked[marked["_found"] == "left_only"].drop(columns="_found")
+        rows = self.chosen(name, method)
+        return rows if rows.empty else certified(rows, self.table("certificates"))
 
     @cached_property
     def failed(self) -> pd.DataFrame:

@@ -22,9 +22,9 @@ from xai_utils.plots.html import sentence_html
 from xai_utils.plots.style import save
 from xai_utils.study.comparison import behaviours
 from xai_utils.study.explainer import Explainer
+from xai_utils.study.from_tables import cards, results
 from xai_utils.study.results import folders
 from xai_utils.study.tables import Measured
-from xai_utils.study.told import cards, results
 
 OTHERS = 2  # prompts whose words the page shows beside the headline's
 

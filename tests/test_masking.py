@@ -10,7 +10,8 @@ from transformers import LlamaForCausalLM
 
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.absence import baseline_rows
-from xai_utils.attribution.masking import Removal, all_subsets, draw_error, players
+from xai_utils.attribution.masking import Removal, draw_error, players
+from xai_utils.attribution.subsets import all_subsets
 from xai_utils.attribution.target import Objective
 from xai_utils.attribution.versions import branching, evaluate
 from xai_utils.errors import UserError

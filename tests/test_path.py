@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import tiny_loaded
 from xai_utils.attribution.absence import baseline_rows
-from xai_utils.attribution.embedding_path import EmbeddingPath
+from xai_utils.attribution.integrated_gradients import EmbeddingPath
 from xai_utils.attribution.path import (
     FIRST_ROUND,
     SMOOTH,

@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 from tests.synthetic import alt_text
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.methods import METHODS
-from xai_utils.attribution.shapley import exact_shapley
+from xai_utils.attribution.subsets import exact_shapley
 from xai_utils.errors import UserError
 from xai_utils.evaluation.trust import Competence, Completeness, Controls, Faithfulness, Stability, TrustCard
 from xai_utils.plots import trust, words

@@ -13,8 +13,7 @@ from scipy import stats
 from tests.synthetic import PANEL, measured, refreshed
 from xai_utils.evaluation.statistics import FOUND, NONE, UNDECIDED
 from xai_utils.study import measures, questions
-from xai_utils.study.ranking import board, preferred
-from xai_utils.study.tables import IG, Measured
+from xai_utils.study.tables import IG, Measured, board, preferred
 from xai_utils.text.entry import TextEntry
 
 

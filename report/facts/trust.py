@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from report.facts.rows import known, rows
-from xai_utils.study.ranking import CEILING, PANEL, board, preferred
-from xai_utils.study.tables import IG, ORIGINAL, Measured
-from xai_utils.study.told import cards
+from xai_utils.study.from_tables import cards
+from xai_utils.study.tables import CEILING, IG, ORIGINAL, PANEL, Measured, board, preferred
 
 HALF = 0.5
 LEVELS = ("passes", "doubtful", "fails", "unknown")

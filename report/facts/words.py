@@ -10,8 +10,7 @@ import pandas as pd
 from report.facts.rows import Row, known, rows
 from xai_utils.evaluation.agreement import one_setting
 from xai_utils.evaluation.statistics import certified
-from xai_utils.study.ranking import preferred
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import Measured, preferred
 from xai_utils.text.words import told_apart
 
 NAMED = 3  # differences that are named

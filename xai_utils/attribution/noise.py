@@ -14,8 +14,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
-from xai_utils.attribution.masking import players
-from xai_utils.attribution.perturbation import Positions, groups_of, of_groups
+from xai_utils.attribution.masking import Positions, groups_of, of_groups, players
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.target import Objective, Target
 from xai_utils.attribution.versions import evaluate

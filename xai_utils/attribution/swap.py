@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from xai_utils.attribution.masking import all_subsets
 from xai_utils.attribution.mixture import Mixture
 from xai_utils.attribution.parts import Pair, Part, pair
-from xai_utils.attribution.shapley import chains, exact_shapley
+from xai_utils.attribution.subsets import all_subsets, chains, exact_shapley
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case

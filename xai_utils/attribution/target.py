@@ -145,7 +145,7 @@ class Objective:
             own_stems = stems and (stems[0], stems[1][rows])
             return self._outcomes(embeds[rows], self._answers, since, own_stems, None if seen is None else seen[rows])
 
-        with products(self.model.entry):
+        with products(self.model.entry.dtype):
             found = in_passes(part, embeds, self.room(since))
         self.forwards += len(embeds)
         values, own = (torch.cat(column) for column in zip(*found, strict=True))
@@ -165,7 +165,7 @@ class Objective:
                 return self._whole(self._differentiated, embeds[rows])
             return self._differentiated(embeds[rows], self._answers, since)
 
-        with products(self.model.entry):
+        with products(self.model.entry.dtype):
             found = in_passes(part, embeds, self.room(since))
         self.forwards += len(embeds)
         values, gradients = (torch.cat(column) for column in zip(*found, strict=True))

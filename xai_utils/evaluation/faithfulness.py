@@ -19,7 +19,8 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from xai_utils.attribution.absence import ABSENCES, PANEL
-from xai_utils.attribution.masking import Removal, all_subsets
+from xai_utils.attribution.masking import Removal
+from xai_utils.attribution.subsets import all_subsets
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.evaluation.orders import (

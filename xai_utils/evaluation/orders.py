@@ -15,8 +15,7 @@ from math import factorial
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from xai_utils.attribution.masking import all_subsets
-from xai_utils.attribution.shapley import chains
+from xai_utils.attribution.subsets import all_subsets, chains
 
 ROUNDING = 1e-4  # nats or logits: orders closer than this differ by rounding alone
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from torch import nn
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
-from xai_utils.models.loading import LoadedModel
+from xai_utils.models.loading import LoadedModel, decoder_layers
 from xai_utils.text.cases import Case, units
 
 VERSION = 1  # raise it when results would come out different
@@ -32,15 +31,13 @@ Scores = Float[np.ndarray, " word"]
 
 def layers(model: nn.Module) -> nn.ModuleList:
     """The stack of decoder layers, first to last. Raises UserError where the architecture has no one such stack."""
-    config: Any = model.config
-    count = config.num_hidden_layers
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
-    if not stacks:
+    found = decoder_layers(model)
+    if found is None:
         raise UserError(
-            f"architecture {type(model).__name__} has no list of its {count} layers; expected one, which randomising "
-            "from the top needs; leave the sanity check out for this model"
+            f"architecture {type(model).__name__} has no list of its layers; expected one, which randomising from the "
+            "top needs; leave the sanity check out for this model"
         )
-    return stacks[0]
+    return found[1]
 
 
 def randomised(model: LoadedModel, stages: Sequence[int], seed: int = 0) -> Iterator[tuple[int, LoadedModel]]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xai_utils.errors import UserError
-from xai_utils.models.loading import LoadedModel
+from xai_utils.models.loading import LoadedModel, decoder_layers
 
 MLP = re.compile(r"mlp|ffn|feed_?forward|experts|^fc\d|ln_2|final_layer_norm")  # names of what belongs to a layer's MLP
 
@@ -165,7 +165,7 @@ def _blend(base: LoadedModel, other: LoadedModel) -> Blend:
         if module is not inputs and _differ(module, theirs[name])
     ]
     mixed = {name: Mixed(module, theirs[name], index, module is head) for index, (name, module) in enumerate(differing)}
-    stack, names = layers_name(base.model), list(theirs)
+    stack, names = (decoder_layers(base.model) or ("",))[0], list(theirs)
     places = tuple(_place(name, module is head, stack, names) for name, module in differing)
     return Blend(cast(PreTrainedModel, _with(base.model, "", mixed)), places)
 
@@ -189,12 +189,6 @@ def _differ(base: nn.Module, other: nn.Module) -> bool:
         parameter is not None and not (parameter.shape == theirs[name].shape and torch.equal(parameter, theirs[name]))  # type: ignore[union-attr, arg-type]
         for name, parameter in mine.items()
     )
-
-
-def layers_name(model: PreTrainedModel) -> str:
-    """The name of the list of layers, such as `model.layers`: the one that is as long as the configuration says."""
-    count = model.config.get_text_config().num_hidden_layers
-    return next(n for n, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == count)
 
 
 def _place(name: str, is_head: bool, stack: str, names: list[str]) -> Place:

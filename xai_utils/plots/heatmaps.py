@@ -23,8 +23,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from xai_utils.attention.words import WordAttention
-from xai_utils.plots.pairs import PALETTE
-from xai_utils.plots.style import INK, OPPOSES, centred, diverging, readable, style
+from xai_utils.plots.style import INK, OPPOSES, PALETTE, centred, diverging, readable, style
 
 UNSEEN = "#ececec"  # where a causal model cannot look
 LABEL = 22  # letters of a label on the axis of a map

@@ -26,6 +26,7 @@ from xai_utils.plots.style import (
     INK,
     NOTHING,
     OPPOSES,
+    PALETTE,
     ROW,
     SUPPORTS,
     centred,
@@ -36,8 +37,7 @@ from xai_utils.plots.style import (
     style,
 )
 
-FIRST, SECOND, BAND = "#4d4d4d", "#e08214", "#d9d9d9"  # base, other (safe beside each other), floor
-PALETTE = (FIRST, SECOND, "#8073ac", "#35978f", "#bf812d", "#c51b7d")
+FIRST, SECOND, BAND = PALETTE[0], PALETTE[1], "#d9d9d9"  # base, other, floor
 CELL = 0.85  # inches of a word's cell in the map of differences
 
 

@@ -34,6 +34,7 @@ from xai_utils.errors import UserError
 from xai_utils.files import write_whole
 
 SUPPORTS, OPPOSES, NOTHING, INK = "#2166ac", "#b2182b", "#bdbdbd", "#333333"
+PALETTE = ("#4d4d4d", "#e08214", "#8073ac", "#35978f", "#bf812d", "#c51b7d")  # of models, safe beside each other
 FALLBACK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS", "Noto Sans Arabic")
 STYLE: Any = {
     "font.size": 9,

@@ -23,7 +23,7 @@ from xai_utils.plots.sentence import (
     title_of,
     value_of,
 )
-from xai_utils.plots.trust import told
+from xai_utils.plots.trust import summary_lines
 from xai_utils.text.cases import units
 from xai_utils.text.words import visible
 
@@ -55,7 +55,7 @@ def lines(shown: Attribution | Comparison) -> list[Text]:
     for result in results:
         whose = f"{visible(result.case.model)}: " if len(results) > 1 else ""
         found += [Text(whose + line, "" if result.certified else "bold") for line in result.verdicts]
-        found += [Text(whose + line, "bold" if "(fails)" in line else "dim") for line in told(result.trust)]
+        found += [Text(whose + line, "bold" if "(fails)" in line else "dim") for line in summary_lines(result.trust)]
     return found
 
 

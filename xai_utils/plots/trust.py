@@ -47,7 +47,7 @@ def lines(card: TrustCard) -> list[Line]:
     ]
 
 
-def told(card: TrustCard | None) -> list[str]:
+def summary_lines(card: TrustCard | None) -> list[str]:
     """What was tested, as lines of text; none without a card."""
     tested = [line for line in lines(card) if line.level != "unknown"] if card else []
     return [f"{line.name}: {line.told} ({line.level})" for line in tested]

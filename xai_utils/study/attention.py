@@ -32,7 +32,7 @@ SAME = 1e-9  # nats; two runs of one model on the same tokens differ by nothing
 
 def head_statistics(book: Explainer) -> pd.DataFrame:
     """Table `attention_heads`: every head of every case."""
-    found = [book.cached_table(label, text, _head_table) for label, text in progress(_cases(book), "attending")]
+    found = [book.cached_table(label, text, _head_table) for label, text in progress(book.pairs, "attending")]
     table = pd.concat(found, ignore_index=True)
     for name in table.columns[table.columns.str.endswith(layers.STATISTICS)]:
         table[name] = table[name].astype(float)
@@ -41,7 +41,7 @@ def head_statistics(book: Explainer) -> pd.DataFrame:
 
 def first_head(book: Explainer) -> pd.DataFrame:
     """What the original study says of layer 0, head 0, as numbers, a row a case; texts of one token left out."""
-    long = [(label, text) for label, text in _cases(book) if len(book.case(label, text).tokens) > 1]
+    long = [(label, text) for label, text in book.pairs if len(book.case(label, text).tokens) > 1]
     found = [book.cached_table(label, text, _first_head) for label, text in long]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=KEYS)
 
@@ -98,7 +98,7 @@ def group_examples(
 
 def drifts(book: Explainer) -> pd.DataFrame:
     """Table `attention_rollout`: rollout's mass on the first position, by layer, of every case."""
-    found = [book.cached_table(label, text, _drift) for label, text in progress(_cases(book), "rolling out")]
+    found = [book.cached_table(label, text, _drift) for label, text in progress(book.pairs, "rolling out")]
     return pd.concat(found, ignore_index=True)
 
 
@@ -154,10 +154,6 @@ def _changed(book: Explainer, base: str, other: str, entry: TextEntry) -> pd.Dat
     reworded = [entry.model_copy(update={"text": rewording}) for rewording in entry.rewordings]
     again = [tuple(prepare(book.models[label], text, book.study) for label in (base, other)) for text in reworded]
     return book.pair_tables(base, other, entry.id, _change, again=again)["attention_change"]
-
-
-def _cases(book: Explainer) -> list[tuple[str, str]]:
-    return [(label, entry.id) for label in book.models for entry in book.study.texts]
 
 
 def _keys(book: Explainer, model: LoadedModel) -> dict[str, str]:

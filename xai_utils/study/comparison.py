@@ -52,7 +52,7 @@ def highest(measured: Measured, text: str) -> pd.DataFrame:
 
 def behaviours(book: Explainer) -> pd.DataFrame:
     """Table `behaviour` of a study: how sure every model is of every answer, and how it would go on by itself."""
-    wanted = _cases(book)
+    wanted = book.pairs
     book.fill(book.job(*case, _behaviour) for case in wanted)
     return pd.concat([book.cached_table(*case, _behaviour) for case in wanted], ignore_index=True)
 
@@ -66,7 +66,7 @@ def stabilities(book: Explainer) -> pd.DataFrame:
 
     Empty where the study does not ask for panel Shapley values.
     """
-    wanted = _cases(book) if PANEL_METHOD in book.study.methods else []
+    wanted = book.pairs if PANEL_METHOD in book.study.methods else []
     rows = [stability_row(book.attribute(*case, PANEL_METHOD)) for case in progress(wanted, "comparing absences")]
     return pd.DataFrame(rows, columns=list(STABILITY))
 
@@ -77,13 +77,9 @@ def deletion_tests(book: Explainer, word_scores: pd.DataFrame) -> pd.DataFrame:
     Each case keeps to the study's budget, and what is finished outlives a run that was stopped.
     """
     scores = one_setting(word_scores[word_scores["method"].isin(book.study.methods)], book.study.baseline)
-    wanted = _cases(book)
+    wanted = book.pairs
     book.fill(_deletion_test(book, scores, *case) for case in progress(wanted, "deleting"))
     return pd.concat([_deletion_test(book, scores, *case).result() for case in wanted], ignore_index=True)
-
-
-def _cases(book: Explainer) -> list[tuple[str, str]]:
-    return [(label, entry.id) for label in book.models for entry in book.study.texts]
 
 
 def _deletion_test(book: Explainer, scores: pd.DataFrame, label: str, text: str) -> Job:

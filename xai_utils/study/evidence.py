@@ -158,8 +158,7 @@ def run_panel(book: Explainer, folder: Path) -> None:
     The tables are first published without the other methods, which take longer.
     """
     announce(f"panel: all subsets of {len(book.study.texts)} texts, {', '.join(ABSENCES)}")
-    wanted = [(label, entry.id) for label in book.models for entry in book.study.texts]
-    values = [book.cached_table(*case, subset_values) for case in progress(wanted, "subsets")]
+    values = [book.cached_table(*case, subset_values) for case in progress(book.pairs, "subsets")]
     cases = cases_of(pd.concat(values, ignore_index=True))
     table = candidates(cases)
     publish(table, "panels", folder)

@@ -73,6 +73,11 @@ class Explainer:
         other.study = self.study.model_copy(update={"texts": entries})
         return other
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every model's label with every text's id."""
+        return [(label, entry.id) for label in self.models for entry in self.study.texts]
+
     @functools.lru_cache(CASES)  # noqa: B019 - an Explainer lives as long as its notebook
     def case(self, label: str, text: str) -> Case:
         return prepare(self.models[label], self._entry(text), self.study, self.study.name)

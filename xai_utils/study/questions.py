@@ -16,8 +16,7 @@ import pandas as pd
 from xai_utils.evaluation.statistics import FOUND, RESOLUTION, UNDECIDED, corrected, paired_test
 from xai_utils.study import measures
 from xai_utils.study.measures import PLACE, Measure
-from xai_utils.study.ranking import preferred
-from xai_utils.study.tables import IG, ORIGINAL, Measured
+from xai_utils.study.tables import IG, ORIGINAL, Measured, preferred
 
 HOLDS, FAILS = "holds", "does not hold"
 HALF = 0.5

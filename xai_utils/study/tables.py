@@ -23,6 +23,10 @@ BESIDE = {  # what the makers of an adapter may leave beside it, and the columns
 }
 NEEDED = ("tokenization", "word_scores", "attributions", "certificates")
 IG, ORIGINAL = "integrated_gradients", "fixed_steps"
+PANEL = "panel_shapley"
+CEILING, RANDOM = "ceiling", "random"  # rows of the table that are no method's
+CONTROLS = ("first_to_last", "last_to_first")
+UNSIGNED = {"sensitivity", "attention", "rollout", "attn_lrp_norm"}  # scores without a direction
 
 
 @dataclass(frozen=True)
@@ -130,3 +134,36 @@ def _read_csv(file: Path) -> pd.DataFrame:
         return pd.read_csv(file)
     except (OSError, ValueError):  # pandas' own errors are ValueErrors, and so is text that is not UTF-8
         return pd.DataFrame()
+
+
+# ---- methods in the order of the deletion tests
+
+
+def board(found: Measured) -> pd.DataFrame:
+    """Methods and orders by position under the models of the pair, best first.
+
+    Columns: method; other and own, the mean share under absences that the method does not use itself, and under those
+    that it does (nan where there is none); cases; control, true for an order by position.
+    """
+    table = found.table("faithfulness")
+    columns = ["method", "other", "own", "cases", "control"]
+    if table.empty:
+        return pd.DataFrame(columns=columns)
+    rows = table[table["model"].isin(found.pair) & ~table["method"].isin([CEILING, RANDOM])].dropna(subset="share")
+    ranked = []
+    for method, part in rows.groupby("method", sort=False):
+        own = part["own"].fillna(False).astype(bool)
+        shares = [part.loc[~own, "share"].mean(), part.loc[own, "share"].mean()]
+        ranked.append([method, *shares, len(part[["text", "model"]].drop_duplicates()), method in CONTROLS])
+    made = pd.DataFrame(ranked, columns=columns)
+    order = made["other"].fillna(made["own"]).sort_values(ascending=False, kind="stable").index
+    return made.loc[order].reset_index(drop=True)
+
+
+def preferred(found: Measured) -> str | None:
+    """The signed method that the deletion tests prefer; without tests the panel's, else the first that has scores."""
+    scores = found.table("word_scores")
+    there = set(scores["method"]) if len(scores) else set()
+    ranked = board(found)
+    order = [*ranked.loc[~ranked["control"].astype(bool), "method"], PANEL, *found.study.methods]
+    return next((method for method in order if method in there and method not in UNSIGNED), None)

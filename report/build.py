@@ -23,7 +23,7 @@ from xai_utils.files import ROOT, write_text
 from xai_utils.study import evidence
 from xai_utils.study.config import PUBLISHED, Study, load_study
 from xai_utils.study.results import folders
-from xai_utils.study.tables import Measured, measured
+from xai_utils.study.tables import StudyTables, read_tables
 
 README = ROOT / "README.md"
 
@@ -34,7 +34,7 @@ def build(study: Study) -> Path:
     The published study's report tells the other published pair too, which has a page of its own beside it. Raises
     UserError when the notebooks have written no scores yet.
     """
-    found, folder = measured(study), folders(study).blog
+    found, folder = read_tables(study), folders(study).blog
     shutil.rmtree(folder / "figs", ignore_errors=True)
     pictures = {"index": Pictures(found, facts(found, long_studies(found)), folder / "figs")}
     for other in beside(study):
@@ -49,12 +49,12 @@ def build(study: Study) -> Path:
     return folder / "index.md"
 
 
-def beside(study: Study) -> list[Measured]:
+def beside(study: Study) -> list[StudyTables]:
     """The other published studies, where their notebooks have run; of another study none."""
     found = []
     for path in PUBLISHED[1:] if study.leads else ():
         try:
-            found.append(measured(load_study(path)))
+            found.append(read_tables(load_study(path)))
         except UserError:  # not run yet
             continue
     return found
@@ -76,7 +76,7 @@ def appendix_of(stem: str) -> str:
     return "appendix" if stem == "index" else f"{stem}-appendix"
 
 
-def long_studies(found: Measured) -> dict[str, pd.DataFrame]:
+def long_studies(found: StudyTables) -> dict[str, pd.DataFrame]:
     """Tables of the long studies, where they were computed with the models of this study as they are now."""
     tables = evidence.read() if found.study.leads else {}
     return {} if evidence.outdated(tables, found.study) else tables
@@ -103,7 +103,7 @@ def render(
     return page.render(template, **context(told, pictures) | links | more), page
 
 
-def say(found: Measured, name: str) -> str:
+def say(found: StudyTables, name: str) -> str:
     """The sentences with which a section of the report starts, as Markdown for a notebook; empty without their facts.
 
     `name` is that of a template in template/answers: lead, behaviour, swap, layers, words, trust, attention, claims.

@@ -24,22 +24,22 @@ from xai_utils.study.comparison import behaviours
 from xai_utils.study.explainer import Explainer
 from xai_utils.study.from_tables import cards, results
 from xai_utils.study.results import folders
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import StudyTables
 
 OTHERS = 2  # prompts whose words the page shows beside the headline's
 
 
-def _sentence(found: Measured, told: Facts, title: str) -> Figure | None:
+def _sentence(found: StudyTables, told: Facts, title: str) -> Figure | None:
     results = coloured(found, told, [told.words.here.id]) if told.words else []
     return sentence.sentences(results, title) if results else None
 
 
-def _sentences(found: Measured, told: Facts, title: str) -> Figure | None:
+def _sentences(found: StudyTables, told: Facts, title: str) -> Figure | None:
     results = coloured(found, told, others(told))
     return sentence.sentences(results, title) if results else None
 
 
-def _swap(found: Measured, told: Facts, title: str) -> Figure | None:
+def _swap(found: StudyTables, told: Facts, title: str) -> Figure | None:
     text = headline(found, told)
     panels = [
         draw(table)
@@ -49,7 +49,7 @@ def _swap(found: Measured, told: Facts, title: str) -> Figure | None:
     return swap.waterfalls(panels, title) if panels else None
 
 
-def _layers(found: Measured, told: Facts, title: str) -> Figure | None:
+def _layers(found: StudyTables, told: Facts, title: str) -> Figure | None:
     text = headline(found, told)
     table, proofs = (pair_rows(found, name, text) for name in ("adapter_path_words", "adapter_path_certificates"))
     if table.empty:
@@ -58,27 +58,27 @@ def _layers(found: Measured, told: Facts, title: str) -> Figure | None:
     return layers.layer_maps([layers.layer_map(table, proofs.iloc[0], f"{entry.text} →{entry.answer}")], title)
 
 
-def _trust(found: Measured, told: Facts, title: str) -> Figure | None:
+def _trust(found: StudyTables, told: Facts, title: str) -> Figure | None:
     by_model = cards(found, told.words.here.id, told.words.method) if told.words else {}
     return trust.cards(by_model, title) if by_model else None
 
 
-def _heads(found: Measured, told: Facts, title: str) -> Figure | None:
+def _heads(found: StudyTables, told: Facts, title: str) -> Figure | None:
     table = table_of_heads(found)
     return heatmaps.divergence_map(table, title) if len(table) else None
 
 
-def _leaderboard(found: Measured, told: Facts, title: str) -> Figure | None:
+def _leaderboard(found: StudyTables, told: Facts, title: str) -> Figure | None:
     table = pd.DataFrame(map(vars, told.trust.board))
     return leaderboard.shares(table, title, told.trust.ceiling) if len(table) else None
 
 
-def headline(found: Measured, told: Facts) -> str:
+def headline(found: StudyTables, told: Facts) -> str:
     """The text that the page speaks of first."""
     return told.behaviour.headline.id if told.behaviour and told.behaviour.headline else found.headline
 
 
-def pair_rows(found: Measured, name: str, text: str) -> pd.DataFrame:
+def pair_rows(found: StudyTables, name: str, text: str) -> pd.DataFrame:
     """The rows of a table about two models that are of the study's pair and one text."""
     table = found.table(name)
     if table.empty:
@@ -95,7 +95,7 @@ def others(told: Facts) -> list[str]:
     return (shown or scored)[:OTHERS]
 
 
-def coloured(found: Measured, told: Facts, texts: list[str]) -> list[Attribution]:
+def coloured(found: StudyTables, told: Facts, texts: list[str]) -> list[Attribution]:
     """Word scores of the page's method, text by text, the models of the pair by turns."""
     if told.words is None:
         return []
@@ -103,14 +103,14 @@ def coloured(found: Measured, told: Facts, texts: list[str]) -> list[Attribution
     return [made[label] for made in every for label in found.pair if label in made]
 
 
-def picture(found: Measured, name: str) -> Figure | None:
+def picture(found: StudyTables, name: str) -> Figure | None:
     """One figure of the report, for a notebook; None where there is nothing to draw."""
     return Pictures(found, facts(found), folders(found.study).figs).figure(name)
 
 
 def leading(book: Explainer) -> str:
     """The text of a study that its notebooks look at: the report's headline, by the models' behaviour alone."""
-    asked = Measured(book.study, {"behaviour": behaviours(book)})
+    asked = StudyTables(book.study, {"behaviour": behaviours(book)})
     told = behaviour(asked)
     return told.headline.id if told and told.headline else asked.headline
 
@@ -122,7 +122,7 @@ def there(told: Facts, name: str) -> bool:
     return needs.get(name, told.words) is not None
 
 
-DRAWN: dict[str, Callable[[Measured, Facts, str], Figure | None]] = {
+DRAWN: dict[str, Callable[[StudyTables, Facts, str], Figure | None]] = {
     "sentence": _sentence,
     "sentences": _sentences,
     "swap": _swap,
@@ -137,7 +137,7 @@ DRAWN: dict[str, Callable[[Measured, Facts, str], Figure | None]] = {
 class Pictures:
     """The figures of one report, drawn when a page shows them; `inserts` holds HTML that the site shows instead."""
 
-    found: Measured
+    found: StudyTables
     told: Facts
     folder: Path
     prefix: str = ""  # of the files' names, where pages share a folder

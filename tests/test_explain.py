@@ -183,7 +183,7 @@ def test_the_readme_s_method_runs_as_it_stands(book, monkeypatch):
 
 
 def test_models_are_loaded_once_a_process_until_their_files_change(tmp_path, monkeypatch):
-    """Two explainers of one study share models; a model made anew, or another study, is loaded."""
+    """Two explainers of one study share models; a model made again, or another study, is loaded."""
     monkeypatch.setenv("XAI_RUNS", str(tmp_path / "runs"))
     folder = save_tiny(tmp_path / "model")
     study = Study.model_validate(

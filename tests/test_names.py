@@ -11,7 +11,7 @@ from xai_utils.attribution import noise
 from xai_utils.study import attention, comparison, evidence, explainer
 from xai_utils.study.config import Study
 from xai_utils.study.explainer import Explainer
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import StudyTables
 from xai_utils.text.entry import TextEntry
 
 TEXTS = (
@@ -154,8 +154,6 @@ def test_a_word_that_comes_twice_is_told_apart_in_tables_and_sentences():
         for method, scores in (("ablation", [0, 1, 2, 0, 5, 4]), ("lime", [0, 1, 5, 0, 2, 4]))
         for place, (word, score) in enumerate(zip(words, map(float, scores), strict=True))
     ]
-    found = Measured(study, {"word_scores": pd.DataFrame(rows)})
-    table = comparison.highest(found, "t")
-    assert table["base"].tolist() == ["Anna (2) · met (2) · Anna (1)", "Anna (1) · met (2) · Anna (2)"]
+    found = StudyTables(study, {"word_scores": pd.DataFrame(rows)})
     votes, asked = _votes(found, "t")
     assert asked == 2 and votes[0].word in ("Anna (1)", "Anna (2)") and votes[0].count == 1  # two words, a vote each

@@ -13,20 +13,20 @@ from scipy import stats
 from tests.synthetic import PANEL, measured, refreshed
 from xai_utils.evaluation.statistics import FOUND, NONE, UNDECIDED
 from xai_utils.study import measures, questions
-from xai_utils.study.tables import IG, Measured, board, preferred
+from xai_utils.study.tables import IG, StudyTables, board, preferred
 from xai_utils.text.entry import TextEntry
 
 
 @pytest.fixture(scope="module")
-def found() -> Measured:
+def found() -> StudyTables:
     return measured()
 
 
-def changed(found: Measured, name: str, change) -> Measured:
-    return Measured(found.study, dict(found.tables) | {name: change(found.table(name).copy())})
+def changed(found: StudyTables, name: str, change) -> StudyTables:
+    return StudyTables(found.study, dict(found.tables) | {name: change(found.table(name).copy())})
 
 
-def scores(found: Measured, text: str, model: str, method: str = PANEL) -> pd.DataFrame:
+def scores(found: StudyTables, text: str, model: str, method: str = PANEL) -> pd.DataFrame:
     rows = found.table("word_scores")
     return rows[rows["is_word"] & (rows[["text", "model", "method"]] == [text, model, method]).all(axis=1)]
 
@@ -88,7 +88,7 @@ def test_p_values_are_corrected_for_all_that_the_pair_is_asked(found):
     assert asked["p_adjusted"].to_numpy()[order] == pytest.approx(expected)
 
 
-def loud(found: Measured, texts: int) -> Measured:
+def loud(found: StudyTables, texts: int) -> StudyTables:
     """The same in which the first head gives nearly all to the first position, on so many texts, and the base more."""
 
     def louder(table: pd.DataFrame) -> pd.DataFrame:
@@ -99,7 +99,7 @@ def loud(found: Measured, texts: int) -> Measured:
     keep = [text.id for text in found.study.texts][:texts]
     tables = {name: table[table["text"].isin(keep)] for name, table in made.tables.items() if "text" in table}
     entries = tuple(text for text in found.study.texts if text.id in keep)
-    return Measured(found.study.model_copy(update={"texts": entries}), tables)
+    return StudyTables(found.study.model_copy(update={"texts": entries}), tables)
 
 
 @pytest.mark.parametrize("texts", [1, 2, 5, 12])
@@ -146,10 +146,12 @@ def test_one_model_is_asked_what_needs_no_second():
 
 
 def test_a_table_that_is_missing_leaves_its_questions_out(found):
-    fewer = Measured(found.study, {k: v for k, v in found.tables.items() if k not in ("attention_heads", "behaviour")})
+    fewer = StudyTables(
+        found.study, {k: v for k, v in found.tables.items() if k not in ("attention_heads", "behaviour")}
+    )
     asked = set(questions.tests(fewer)["question"])
     assert "evenness" in asked and not asked & {"sink", "answer", "first_head_sink"}
-    assert questions.tests(Measured(found.study, {})).empty
+    assert questions.tests(StudyTables(found.study, {})).empty
 
 
 def test_the_preferred_method_is_the_first_of_the_board(found):
@@ -164,15 +166,15 @@ def test_the_preferred_method_is_the_first_of_the_board(found):
         found, "faithfulness", lambda table: table.assign(share=(table["method"] == "sensitivity") * 0.9)
     )
     assert preferred(unsigned) != "sensitivity"
-    assert preferred(Measured(found.study, {"word_scores": found.table("word_scores")})) == PANEL
-    assert preferred(Measured(found.study, {})) is None
+    assert preferred(StudyTables(found.study, {"word_scores": found.table("word_scores")})) == PANEL
+    assert preferred(StudyTables(found.study, {})) is None
 
 
 def test_a_swapped_pair_turns_a_paired_question(found):
     def other(table: pd.DataFrame) -> pd.DataFrame:
         return table.assign(model=table["model"].map({"base": "ru-ts", "ru-ts": "base"}))
 
-    turned = Measured(
+    turned = StudyTables(
         found.study, {name: other(table) if "model" in table else table for name, table in found.tables.items()}
     )
     before, after = (questions.tests(refreshed(one)).set_index(["question", "method"]) for one in (found, turned))

@@ -125,7 +125,7 @@ def test_chunks_of_a_batch_give_what_each_row_gives(kind, monkeypatch):
     rows = objective.inputs + 0.1 * torch.randn(7, *objective.inputs.shape, generator=torch.Generator().manual_seed(1))
     alone = torch.stack([objective(row[None])[0] for row in rows])
     monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: 3 * (len(case.tokens) + 8))
-    assert 1 < objective.batch < 7
+    assert 1 < objective.batch_size() < 7
     assert torch.allclose(objective.values(rows), alone, rtol=1e-4, atol=1e-4)
     assert torch.allclose(objective.values_and_gradients(rows)[0], alone, rtol=1e-4, atol=1e-4)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from xai_utils.files import ROOT, cache_folder, is_whole
 
 OLDEST = (3, 11)
-ROOM = 2e9  # bytes: the default model with its wheel, and the results of a study
+NEEDED_BYTES = 2e9  # bytes: the default model with its wheel, and the results of a study
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -106,6 +106,6 @@ def _cache() -> Finding:
     free = shutil.disk_usage(there).free
     if not os.access(there, os.W_OK):
         return Finding("mend", f"the cache {folder} cannot be written; set XAI_CACHE to a folder that you may write")
-    if free < ROOM:
+    if free < NEEDED_BYTES:
         return Finding("mend", f"the cache {folder} has {free / 1e9:.1f} GB free; free some, or set XAI_CACHE")
     return Finding("ok", f"cache {folder}, {free / 1e9:.0f} GB free")

@@ -1,7 +1,7 @@
 """Heads grouped by what they do: start of the text, previous token, near by, far and wide, repeated tokens (induction).
 
 One rule for all groups: a head belongs to the place that takes at least half of the mass it could take beyond what
-attention that does not choose puts there. Four places are measured on a study's own texts; induction, attention to the
+uniform attention puts there. Four places are measured on a study's own texts; induction, attention to the
 token that followed the last occurrence of the present one, on random tokens read twice (Olsson et al. 2022,
 arXiv 2209.11895), where nothing but the repetition can be known. A group says where a head looks on these texts; it
 does not say what the head is for.
@@ -69,7 +69,7 @@ def _follow(weights: Float[Tensor, "head query key"]) -> Float[np.ndarray, " hea
 
 
 def _beyond_chance(mass: pd.Series, chance: pd.Series | float) -> pd.Series:
-    """Of the mass that attention which does not choose leaves elsewhere, the share that a head puts here.
+    """Of the mass that uniform attention leaves elsewhere, the share that a head puts here.
 
     >>> _beyond_chance(pd.Series([0.2, 0.6, 1.0]), 0.2).round(3).tolist()
     [0.0, 0.5, 1.0]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xai_utils.attribution.absence import baseline_rows
 from xai_utils.attribution.path import fixed_rule, integrate
-from xai_utils.attribution.result import FLOOR, Attribution, Certificate, from_tokens
+from xai_utils.attribution.result import Attribution, Certificate, from_tokens
 from xai_utils.attribution.target import Objective, Target
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
@@ -125,18 +125,8 @@ def fixed_steps(
     path = EmbeddingPath(Objective(model, case, target), baseline_rows(model, case, baseline, keep_sink)[0])
     nodes, weights = (array / 2 for array in np.polynomial.legendre.leggauss(steps))
     start, end = path.values(np.array([0.0, 1.0])).tolist()  # no gradient there: at the zero vector it can be infinite
-    scores, rise = weights @ path.densities(nodes + 0.5)[1], end - start
-    delta = float(scores.sum() - rise)
-    certificate = Certificate(
-        tolerance=tolerance,
-        evaluations=steps,
-        forwards=2,
-        f_input=end,
-        f_baseline=start,
-        delta=delta,
-        bound=abs(delta) / max(abs(rise), FLOOR),
-        token_error=math.nan,
-    )
+    scores = weights @ path.densities(nodes + 0.5)[1]
+    certificate = Certificate.of_sum(scores.sum(), end, start, tolerance, evaluations=steps, forwards=2)
     return from_tokens(
         "fixed_steps", case, target, scores, baseline=baseline, keep_sink=keep_sink, certificate=certificate
     )

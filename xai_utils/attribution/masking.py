@@ -22,7 +22,7 @@ from xai_utils.attribution.versions import Build, branching, evaluate, evaluate_
 from xai_utils.errors import UserError, nearest
 from xai_utils.models.loading import LoadedModel
 from xai_utils.models.prefix import Prefix
-from xai_utils.models.visibility import heeds_mask
+from xai_utils.models.visibility import mask_support
 from xai_utils.text.cases import Case, units
 
 Positions = tuple[int, ...]
@@ -99,7 +99,7 @@ class Removal:
 
     def _compute(self, removed: Bool[np.ndarray, "row position"]) -> Float[np.ndarray, "row draw"]:
         if self.absence == "dropped":
-            padded = heeds_mask(self.objective.model).padding
+            padded = mask_support(self.objective.model).padding
             return evaluate_shortened(self.objective, removed, padded)[:, None]
         masks = torch.from_numpy(removed).to(self._rows.device)
 
@@ -138,12 +138,12 @@ def _check(model: LoadedModel, case: Case, absence: str, keep_sink: bool) -> Non
     if not keep_sink:
         raise UserError(
             f"absence '{absence}' needs a first position that stays; expected {', '.join(BASELINES)} "
-            "with keep_sink: false; choose one of these or keep the sink"
+            "with keep_sink: false; choose one of these, or keep_sink: true"
         )
-    if absence == "hidden" and not heeds_mask(model).holes:
+    if absence == "hidden" and not mask_support(model).holes:
         raise UserError(
-            f"model '{model.label}' ({type(model.model).__name__}) does not heed an attention mask with holes, so no "
-            "word can be hidden from it; leave 'hidden' out of the absences"
+            f"model '{model.label}' ({type(model.model).__name__}) does not respect an attention mask with holes, so "
+            "no word can be hidden from it; leave 'hidden' out of the absences"
         )
 
 

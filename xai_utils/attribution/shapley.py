@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from xai_utils.attribution.absence import PANEL
 from xai_utils.attribution.masking import Game, Removal, check_budget, draw_error, small
-from xai_utils.attribution.result import FLOOR, Attribution, Certificate, from_words
+from xai_utils.attribution.result import Attribution, Certificate, from_words
 from xai_utils.attribution.subsets import all_subsets, chains, exact_shapley
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
@@ -151,18 +151,6 @@ def _summary(game: Game, gains: Gains) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def _certificate(game: Game, scores: Float[np.ndarray, " player"], versions: int, tolerance: float) -> Certificate:
     """That the scores sum to F(x) - F(all absent), the mean over the panel: exact by construction, to rounding."""
-    whole, nothing = game.means(game.ends()).mean(-1)
-    delta = float(scores.sum() - (whole - nothing))
+    whole, nothing = game.means(game.ends()).mean(-1).tolist()
     forwards = versions * sum(removal.draws for removal in game.removals)
-    scale = max(abs(float(whole - nothing)), FLOOR)
-    return Certificate(
-        tolerance=tolerance,
-        evaluations=0,
-        forwards=forwards,
-        f_input=float(whole),
-        f_baseline=float(nothing),
-        delta=delta,
-        bound=abs(delta) / scale,
-        token_error=float("nan"),
-        exact=True,
-    )
+    return Certificate.of_sum(scores.sum(), whole, nothing, tolerance, forwards=forwards, exact=True)

@@ -96,12 +96,7 @@ class Objective:
         self.length = len(case.tokens) + max(len(target.ids), len(target.contrast_ids), 1) - 1
         self.forwards = 0  # sequences evaluated so far, with or without a gradient
 
-    @property
-    def batch(self) -> int:
-        """Sequences in one whole pass."""
-        return self.room(0)
-
-    def room(self, since: int) -> int:
+    def batch_size(self, since: int = 0) -> int:
         """Sequences in one pass that starts at position `since`."""
         most = positions(self.model)
         return max(min(most // (self.length - since), KEPT * most // self.length), 1)
@@ -146,7 +141,7 @@ class Objective:
             return self._outcomes(embeds[rows], self._answers, since, own_stems, None if seen is None else seen[rows])
 
         with products(self.model.entry.dtype):
-            found = in_passes(part, embeds, self.room(since))
+            found = in_passes(part, embeds, self.batch_size(since))
         self.forwards += len(embeds)
         values, own = (torch.cat(column) for column in zip(*found, strict=True))
         return values, own
@@ -166,13 +161,13 @@ class Objective:
             return self._differentiated(embeds[rows], self._answers, since)
 
         with products(self.model.entry.dtype):
-            found = in_passes(part, embeds, self.room(since))
+            found = in_passes(part, embeds, self.batch_size(since))
         self.forwards += len(embeds)
         values, gradients = (torch.cat(column) for column in zip(*found, strict=True))
         if not torch.isfinite(gradients).all():
             raise UserError(
                 f"the gradient of model '{self.model.label}' is not finite for target {self.target.text!r}; expected "
-                "finite numbers; use float32, keep the sink, or choose another baseline than zero"
+                "finite numbers; use dtype: float32, keep_sink: true, or another baseline than zero"
             )
         return values, gradients
 

@@ -157,11 +157,6 @@ def grid(count: int, most: int) -> Int[np.ndarray, " step"]:
     return np.rint(np.arange(1, steps + 1) * count / (steps + 1)).astype(int)
 
 
-def present_at(orders: Orders, sizes: Int[np.ndarray, " step"]) -> Bool[np.ndarray, "order step word"]:
-    """The first words of each order, as many as each size says."""
-    return chains(orders)[:, sizes]
-
-
 def beam(value: Value, count: int, sizes: Int[np.ndarray, " step"], width: int, sign: int) -> float:
     """Mean value along the best chain that a beam search finds through these sizes; `sign` -1 seeks the lowest.
 

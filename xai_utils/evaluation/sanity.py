@@ -1,6 +1,6 @@
 """Does an attribution depend on what the model has learnt? Cascading randomisation (Adebayo et al. 2018, 1810.03292).
 
-The weights are drawn anew layer by layer from the top, each tensor with its own mean and spread so that activations
+The weights are re-randomised layer by layer from the top, each tensor with its own mean and spread so that activations
 keep their size, and the same target is explained again. A method whose ranking of words survives that explains the
 text, not the model. One text has too few words for a rank correlation: words of all texts are pooled, each text by
 ranks of its own.
@@ -41,7 +41,7 @@ def layers(model: nn.Module) -> nn.ModuleList:
 
 
 def randomised(model: LoadedModel, stages: Sequence[int], seed: int = 0) -> Iterator[tuple[int, LoadedModel]]:
-    """The model with its top layers drawn anew, one model a stage: how many layers, and that model.
+    """The model with its top layers re-randomised, one model a stage: how many layers, and that model.
 
     The model itself is not touched. Embeddings and the output head stay, in most models one tensor, since words could
     not be told apart without them. A yielded model is valid until the next one is asked for: they share weights.
@@ -55,12 +55,12 @@ def randomised(model: LoadedModel, stages: Sequence[int], seed: int = 0) -> Iter
             raise UserError(f"stage {stage} is out of range; expected layers to randomise from 1 to {len(stack)}")
         while done < stage:
             done += 1
-            _redraw(stack[-done], generator)
+            _randomise(stack[-done], generator)
         yield stage, dataclasses.replace(model, model=module, revision=f"{model.revision}+random:{stage}:{seed}")
 
 
 @torch.no_grad()
-def _redraw(layer: nn.Module, generator: torch.Generator) -> None:
+def _randomise(layer: nn.Module, generator: torch.Generator) -> None:
     for parameter in layer.parameters():
         values = parameter.float()
         spread = values.std(correction=0)

@@ -69,7 +69,7 @@ def _labelled(
     return image
 
 
-def _room(labels: Sequence[str]) -> float:
+def _label_width(labels: Sequence[str]) -> float:
     """Inches that the longest label takes."""
     return 0.075 * max(min(len(label), LABEL) for label in labels) + 0.15
 
@@ -92,7 +92,7 @@ def heatmap(
 ) -> Figure:
     """One head's map with the tokens (or words) on both axes; `rest` where the first position was set apart."""
     cell = _cell(len(labels))
-    side = len(labels) * cell + _room(labels)
+    side = len(labels) * cell + _label_width(labels)
     width = max(side + 1.2, 4.0)
     with style():
         fig = Figure(figsize=(width, max(side + 0.8, 3.0)), layout="constrained")
@@ -131,7 +131,7 @@ def group_examples(
     across = min(len(examples), 2)
     down = math.ceil(len(examples) / across)
     cells = {name: min(0.14, 4.0 / len(labels)) for name, (_, labels) in examples.items()}
-    side = max(len(labels) * cells[name] + _room(labels) for name, (_, labels) in examples.items())
+    side = max(len(labels) * cells[name] + _label_width(labels) for name, (_, labels) in examples.items())
     with style():
         fig = Figure(figsize=(across * side + 0.2, down * (side + 0.3) + 0.9), layout="constrained")
         panels = np.ravel(fig.subplots(down, across, squeeze=False))
@@ -225,8 +225,8 @@ def changed_heads(base: WordAttention, other: WordAttention, top: pd.DataFrame, 
     words, columns = base.words, base.columns[kept]
     before, after = (part[..., kept] for part in drawn)
     cell = min(0.22, 11 / (3 * len(columns)))
-    width = 3 * (len(columns) * cell + 0.12) + _room(words) + 0.75
-    height = len(places) * (len(words) * cell + 0.4) + _room(columns) + 1.1
+    width = 3 * (len(columns) * cell + 0.12) + _label_width(words) + 0.75
+    height = len(places) * (len(words) * cell + 0.4) + _label_width(columns) + 1.1
     names = [readable(each.case.model, 30) for each in (base, other)]
     with style():
         fig = Figure(figsize=(width, height), layout="constrained")

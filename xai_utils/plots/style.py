@@ -83,7 +83,7 @@ def png(fig: Figure) -> bytes:
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure, sizes in inches, with some room around what is drawn."""
+    """An empty figure, sizes in inches, with a margin."""
     fig = Drawing(figsize=(width, height), layout="constrained")
     fig.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
     return fig
@@ -281,7 +281,7 @@ def annotate_below(axes: Axes, note: str, width: float) -> None:
 
 
 def _draw(axes: Axes, one: Bars, slots: int) -> None:
-    """One panel with room for `slots` bars."""
+    """One panel with space for `slots` bars."""
     places = np.arange(len(one.labels))
     there = np.isfinite(one.scores)
     colours = np.where(one.scores >= 0, SUPPORTS, OPPOSES)

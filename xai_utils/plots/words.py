@@ -97,8 +97,8 @@ def grids(panels: Sequence[Grid], title: str = "") -> Figure:
     """Grids under each other. Those that are not scaled by row share one colour scale."""
     common = [np.abs(one.scores[np.isfinite(one.scores)]).max(initial=0) for one in panels if not one.scaled]
     reach, label = max(common, default=0.0), max(len(readable(row)) for one in panels for row in one.rows)
-    room = LETTER * label + 0.3
-    width = max(room + CELL * max(len(one.words) for one in panels) + 0.3, 6.0)
+    margin = LETTER * label + 0.3
+    width = max(margin + CELL * max(len(one.words) for one in panels) + 0.3, 6.0)
     heights = [LINE * len(one.rows) + 0.85 for one in panels]
     lines = heading(title, width)
     with style():

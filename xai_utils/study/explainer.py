@@ -268,7 +268,7 @@ def _loaded(loader: Callable[[ModelEntry], LoadedModel], entries: tuple[ModelEnt
 
 
 def _stamp(entry: ModelEntry) -> tuple[tuple[str, int, int], ...]:
-    """Names, sizes and times of the local files that a model is read from, which change when it is made anew."""
+    """Names, sizes and times of the local files that a model is read from, which change when it is made again."""
     places = [locate(name) for name in (entry.model, entry.adapter, entry.tokenizer) if name]
     files = [path for place in places for path in ([place] if place.is_file() else sorted(place.glob("*")))]
     return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)

@@ -129,13 +129,16 @@ def rounded(value: Any, digits: int = DIGITS) -> Any:
     return [rounded(item, digits) for item in value] if isinstance(value, list | tuple) else value
 
 
-def publish(frame: pd.DataFrame, study: Study, name: str) -> pd.DataFrame:
-    """Write a table as CSV where people read it, rounded; hand it back for display."""
+def write_csv(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """Write a table as CSV where people read it, rounded; hand it back as it was written."""
     table = frame.map(rounded)
-    write_whole(
-        folders(study).tables / f"{name}.csv", lambda file: table.to_csv(file, index=False, lineterminator="\n")
-    )
+    write_whole(file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
     return table
+
+
+def publish(frame: pd.DataFrame, study: Study, name: str) -> pd.DataFrame:
+    """`write_csv` among the study's published tables."""
+    return write_csv(frame, folders(study).tables / f"{name}.csv")
 
 
 def score_lists(attributions: pd.DataFrame, certificates: pd.DataFrame) -> list[dict[str, Any]]:

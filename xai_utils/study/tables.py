@@ -23,14 +23,14 @@ BESIDE = {  # what the makers of an adapter may leave beside it, and the columns
 }
 NEEDED = ("tokenization", "word_scores", "attributions", "certificates")
 IG, ORIGINAL = "integrated_gradients", "fixed_steps"
-PANEL = "panel_shapley"
+PANEL_METHOD = "panel_shapley"
 CEILING, RANDOM = "ceiling", "random"  # rows of the table that are no method's
 CONTROLS = ("first_to_last", "last_to_first")
 UNSIGNED = {"sensitivity", "attention", "rollout", "attn_lrp_norm"}  # scores without a direction
 
 
 @dataclass(frozen=True)
-class Measured:
+class StudyTables:
     """A study with its tables. `base` and `adapted` are labels; `adapted` is None where there is nothing to compare."""
 
     study: Study
@@ -107,12 +107,12 @@ class Measured:
         return table[~table["converged"].astype(bool)] if len(table) else table
 
 
-def measured(study: Study) -> Measured:
+def read_tables(study: Study) -> StudyTables:
     """Read what the notebooks of a study have written. Raises UserError where some have not run yet."""
     needed = {name: read_table(study, name) for name in NEEDED}
     others = {path.name for path in folders(study).data.iterdir() if any(path.glob("[!.]*.parquet"))} - set(NEEDED)
     tables = needed | {name: read_table(study, name) for name in sorted(others)}
-    return Measured(study, tables | {name: beside_adapters(study, name) for name in BESIDE})
+    return StudyTables(study, tables | {name: beside_adapters(study, name) for name in BESIDE})
 
 
 def beside_adapters(study: Study, name: str) -> pd.DataFrame:
@@ -139,7 +139,7 @@ def _read_csv(file: Path) -> pd.DataFrame:
 # ---- methods in the order of the deletion tests
 
 
-def board(found: Measured) -> pd.DataFrame:
+def board(found: StudyTables) -> pd.DataFrame:
     """Methods and orders by position under the models of the pair, best first.
 
     Columns: method; other and own, the mean share under absences that the method does not use itself, and under those
@@ -160,10 +160,10 @@ def board(found: Measured) -> pd.DataFrame:
     return made.loc[order].reset_index(drop=True)
 
 
-def preferred(found: Measured) -> str | None:
+def preferred(found: StudyTables) -> str | None:
     """The signed method that the deletion tests prefer; without tests the panel's, else the first that has scores."""
     scores = found.table("word_scores")
     there = set(scores["method"]) if len(scores) else set()
     ranked = board(found)
-    order = [*ranked.loc[~ranked["control"].astype(bool), "method"], PANEL, *found.study.methods]
+    order = [*ranked.loc[~ranked["control"].astype(bool), "method"], PANEL_METHOD, *found.study.methods]
     return next((method for method in order if method in there and method not in UNSIGNED), None)

@@ -115,7 +115,7 @@ def test_a_card_s_values_stand_where_they_are_and_are_told():
     lines = trust.lines(card())
     assert [line.level for line in lines] == ["passes", "passes", "doubtful", "fails", "unknown"]
     assert [line.value for line in lines[:4]] == pytest.approx([0.7, 1.0, 0.6, 0.1])
-    assert [line.told for line in lines] == ["0.7", "exact", "0.60", "0.10", "not known"]
+    assert [line.shown for line in lines] == ["0.7", "exact", "0.60", "0.10", "not known"]
     for line in lines[2:4]:
         expected = "passes" if line.value >= line.passes else "fails" if line.value < line.fails else "doubtful"
         assert line.level == expected

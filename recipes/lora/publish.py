@@ -73,8 +73,8 @@ def write_card(folder: Path) -> None:
     names = ("evaluation", "samples", "training", "recipe", "corpus")
     found = {name: shared.read_table(name, folder) for name in names}
     trials = folder / shared.TABLES / "trials.csv"
-    told = shared.read_table("trials", folder)[list(TOLD)] if trials.is_file() else pd.DataFrame()
-    shared.write_card(folder, facts(found, told), TEMPLATE)
+    shown = shared.read_table("trials", folder)[list(TOLD)] if trials.is_file() else pd.DataFrame()
+    shared.write_card(folder, facts(found, shown), TEMPLATE)
 
 
 def facts(found: dict[str, pd.DataFrame], trials: pd.DataFrame) -> dict[str, object]:

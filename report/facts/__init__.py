@@ -38,12 +38,12 @@ class Facts:
 
 def facts(found: StudyTables, evidence: Mapping[str, pd.DataFrame] | None = None) -> Facts:
     """All facts of a study; `evidence` holds the tables of the long studies on the same models, by name."""
-    told = behaviour(found)
-    headline = told.headline.id if told and told.headline else found.headline
+    asked = behaviour(found)
+    headline = asked.headline.id if asked and asked.headline else found.headline
     return Facts(
         scope=scope(found),
         adaptation=adaptation(found),
-        behaviour=told,
+        behaviour=asked,
         swap=swap(found, headline),
         layers=layers(found, headline),
         words=words(found, headline),

@@ -75,7 +75,7 @@ class Swap:
 
 
 def swap(found: StudyTables, headline: str | None) -> Swap | None:
-    """None without a table `swap`; `headline` is the text whose split is told."""
+    """None without a table `swap`; `headline` is the text whose split is shown."""
     table = _of_pair(found, "swap")
     if table.empty:
         return None

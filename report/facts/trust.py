@@ -125,7 +125,7 @@ class Trust:
 
 
 def trust(found: StudyTables, evidence: Mapping[str, pd.DataFrame], headline: str | None = None) -> Trust:
-    """`headline` is the text whose trust cards are told, `evidence` the tables of the long studies."""
+    """`headline` is the text whose trust cards are shown, `evidence` the tables of the long studies."""
     every = [
         Rank(str(row["method"]), known(row["other"]), known(row["own"]), int(row["cases"]), bool(row["control"]))
         for row in rows(board(found))

@@ -57,7 +57,7 @@ def _rows_to_one(weights: Tensor) -> Tensor:
 
 @contextmanager
 def eager(model: PreTrainedModel) -> Iterator[None]:
-    """Eager attention inside, whatever it was before outside: only eager computes the weights as a tensor.
+    """Eager attention inside, as before outside: only eager computes the weights as a tensor.
 
     Raises UserError where the architecture cannot be switched.
     """

@@ -98,7 +98,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece of an integration path, for the figure of the path and for whoever wants to refine it further."""
+    """One piece of an integration path; the figure of the path shows them."""
 
     start: float
     end: float

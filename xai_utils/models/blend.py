@@ -127,7 +127,7 @@ def check_pair(base: LoadedModel, other: LoadedModel) -> None:
     shapes = [_body(each.model) for each in (base, other)]
     if type(base.model) is not type(other.model) or shapes[0] != shapes[1]:
         raise UserError(
-            f"{pair} have bodies of different shapes ({_told(base.model)}; {_told(other.model)}), so their parts "
+            f"{pair} have bodies of different shapes ({_shape(base.model)}; {_shape(other.model)}), so their parts "
             "cannot be exchanged; expected a model and its adapted twin; only word scores can be compared"
         )
     for each in (base, other):
@@ -151,7 +151,7 @@ def _token_modules(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
 
 
-def _told(model: PreTrainedModel) -> str:
+def _shape(model: PreTrainedModel) -> str:
     config = model.config.get_text_config()
     return f"{type(model).__name__}, {config.num_hidden_layers} layers of {config.hidden_size}"
 

@@ -243,7 +243,7 @@ def _placed(entry: ModelEntry, device: torch.device) -> dict[str, Any]:
                 f"{entry.label}: quantization: {entry.quantization} needs bitsandbytes, which is not installed; "
                 "pip install bitsandbytes, or leave quantization out"
             )
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of its rounding at each layer and pass
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports its rounding at each layer and pass
         placed["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=entry.quantization == "8bit",
             load_in_4bit=entry.quantization == "4bit",

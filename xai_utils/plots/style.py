@@ -133,13 +133,13 @@ def save(fig: Figure, path: Path, *, alt: str) -> Image:
     """
     if not alt.strip():
         raise UserError(f"{path.name}: a figure needs an alt text; expected a sentence that states what it shows")
-    buffer, told = io.BytesIO(), PngInfo()
-    told.add_text("Description", alt)
+    buffer, metadata = io.BytesIO(), PngInfo()
+    metadata.add_text("Description", alt)
     picture = Pictures.open(io.BytesIO(png(fig))).convert(
         "RGB"
     )  # 256 colours: a quarter of the bytes, so that notebooks stay small
     picture.quantize(256, Pictures.Quantize.FASTOCTREE, dither=Pictures.Dither.NONE).save(
-        buffer, "PNG", optimize=True, pnginfo=told
+        buffer, "PNG", optimize=True, pnginfo=metadata
     )
     write_whole(path, lambda file: file.write_bytes(buffer.getvalue()))
     return Image(data=buffer.getvalue(), format="png", alt=alt)

@@ -88,8 +88,8 @@ def _pair_rows(pair: Comparison, reach: float) -> list[str]:
     rows = [f"  {words[0]}  {heads}  difference ({pair.base.unit})"]
     for word, row in zip(words[1:], found.itertuples(index=False, name=None), strict=True):
         _, base, other, change, floor, stands = row
-        told = change_mark(change, floor, stands, reach, BAR)
-        rows.append(f"  {word}  {base:>+{width}.3g}  {other:>+{width}.3g}  {change:+9.3g}  {told}")
+        mark = change_mark(change, floor, stands, reach, BAR)
+        rows.append(f"  {word}  {base:>+{width}.3g}  {other:>+{width}.3g}  {change:+9.3g}  {mark}")
     return rows
 
 

@@ -48,8 +48,8 @@ class Grid:
 
     def describe(self) -> str:
         """The highest word of each row, for an alt text."""
-        told = [f"{row}: {top}" for row, top in zip(self.rows, self.tops, strict=True) if top]
-        return f"{self.title}. Highest word by row: {'; '.join(told)}."
+        highest = [f"{row}: {top}" for row, top in zip(self.rows, self.tops, strict=True) if top]
+        return f"{self.title}. Highest word by row: {'; '.join(highest)}."
 
 
 def grid(results: Sequence[Attribution], rows: Sequence[str] = (), title: str = "") -> Grid:
@@ -119,10 +119,10 @@ def _draw(axes: Axes, one: Grid, reach: float) -> None:
             axes.add_patch(
                 Rectangle((column, row), 1, 1, facecolor=back, edgecolor="white", linewidth=1.5, hatch=hatch)
             )
-            told = "" if np.isnan(score) else f"{score:+.2g}"
+            number = "" if np.isnan(score) else f"{score:+.2g}"
             halo = [withStroke(linewidth=4, foreground=back)] if hatch else None
             place = (column + 0.5, row + 0.5)
-            axes.text(*place, told, ha="center", va="center", fontsize=7.5, color=ink, path_effects=halo)
+            axes.text(*place, number, ha="center", va="center", fontsize=7.5, color=ink, path_effects=halo)
             if one.stands[row, column]:
                 axes.plot(column + 0.92, row + 0.16, "o", markersize=3, color=ink)
     axes.set(xlim=(0, len(one.words)), ylim=(len(one.rows), 0))

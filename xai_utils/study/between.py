@@ -121,7 +121,7 @@ def _swap(
 
 @functools.lru_cache(1)
 def _untrained(entry: ModelEntry) -> LoadedModel | None:
-    """The model with its adapter's rows as they were before training, where its recipe tells them (adapters.py)."""
+    """The model with its adapter's rows as they were before training, where its recipe can make them (adapters.py)."""
     if entry.adapter is None or entry.rows is not None or not adapters.token_rows(adapters.folder(entry)):
         return None
     untrained = {"rows": "initial", "role": "control", "label": f"{entry.label}-untrained"}

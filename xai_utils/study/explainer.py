@@ -1,8 +1,7 @@
-"""A study times methods gives tables: the one loop, and the one table of methods.
+"""A study times methods gives tables: the one loop over models, texts and methods, each result kept in the store.
 
-A new method is a function `method(model, case, target, *, ...) -> Attribution` and a line in `METHODS`; notebooks,
-cache, comparison, faithfulness and report then have it. Its keyword-only settings are filled from the study's keys of
-the same name, unless the table's line fixes them.
+A method's keyword-only settings are filled from the study's keys of the same name, unless its line of METHODS fixes
+them.
 """
 
 from __future__ import annotations
@@ -177,7 +176,7 @@ class Explainer:
         if failed and asked == 1:
             raise failed[0][1]
         if failed:
-            raise UserError(_told(failed, asked)) from failed[0][1]
+            raise UserError(_failures(failed, asked)) from failed[0][1]
 
     def stream(
         self,
@@ -194,7 +193,7 @@ class Explainer:
             method_named(name)
         for label in labels:
             for text in ids:
-                self.target(label, text, target)  # what is wrong with a text is told before anything is computed
+                self.target(label, text, target)  # errors in a text are raised before anything is computed
         wanted = [(name, label, text) for label in labels for text in ids for name in names]
         self.fill(
             self._method(name, label, text, target, settings) for name, label, text in progress(wanted, "explaining")
@@ -285,10 +284,10 @@ def _name(function: Callable[..., Any]) -> str:
     return function.__name__.strip("_")
 
 
-def _told(failed: list[tuple[Job, Exception]], asked: int) -> str:
+def _failures(failed: list[tuple[Job, Exception]], asked: int) -> str:
     """One line on the cases that failed: what each reason hit."""
     reasons: dict[str, list[str]] = {}
     for job, error in failed:
         reasons.setdefault(reason(error), []).append(str(job))
-    told = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
-    return f"{len(failed)} of {asked} cases failed: {told}; the others are kept: mend this and run again"
+    each = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+    return f"{len(failed)} of {asked} cases failed: {each}; the others are kept: fix this and run again"

@@ -147,9 +147,9 @@ def score_lists(attributions: pd.DataFrame, certificates: pd.DataFrame) -> list[
     Pairs stay a list, for a dictionary would lose a token that comes twice; a kept position has no score (null).
     """
     keys = ["text", "model", "target", "target_text", "method", "baseline", "sink", "unit"]
-    told = [*keys, "delta", "relative_delta", "bound", "converged"]
+    columns = [*keys, "delta", "relative_delta", "bound", "converged"]
     entries = []
-    for entry in certificates[told].to_dict(orient="records"):
+    for entry in certificates[columns].to_dict(orient="records"):
         rows = attributions[(attributions[keys] == [entry[key] for key in keys]).all(axis=1)]
         scores = rows["score"].astype(object).where(rows["score"].notna(), None)
         pairs = zip(rows["token"], scores, strict=True)

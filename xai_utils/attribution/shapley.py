@@ -16,7 +16,7 @@ from jaxtyping import Float
 from xai_utils.attribution.absence import PANEL
 from xai_utils.attribution.masking import Game, Removal, check_budget, draw_error, small
 from xai_utils.attribution.result import Attribution, Certificate, from_words
-from xai_utils.attribution.subsets import all_subsets, chains, exact_shapley
+from xai_utils.attribution.subsets import all_subsets, chains, exact_shapley, marginals
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
@@ -89,18 +89,12 @@ def sampled(game: Game, tolerance: float, budget: int, seed: int) -> Gains:
         seen |= {mask.tobytes() for mask in masks.reshape(-1, game.count)}
         if pairs and len(seen) > budget:
             break
-        gains = _marginals(game, np.concatenate([orders, orders[:, ::-1]]), masks)
+        values = game.values(masks.reshape(-1, game.count)).reshape(*masks.shape[:2], -1)
+        gains = marginals(values, np.concatenate([orders, orders[:, ::-1]]))
         pairs += list((gains[:size] + gains[size:]) / 2)
         if small(pair_error(game.means(np.array(pairs)).mean(-1)), game.ends(), tolerance):
             break
     return np.array(pairs)
-
-
-def _marginals(game: Game, orders: np.ndarray, masks: np.ndarray) -> Float[np.ndarray, "order player column"]:
-    """What each player adds when players come in by these orders."""
-    values = game.values(masks.reshape(-1, orders.shape[1])).reshape(*masks.shape[:2], -1)
-    ranks = np.argsort(orders, axis=1)
-    return np.take_along_axis(np.diff(values, axis=1), ranks[..., None], axis=1)
 
 
 def pair_error(pairs: Float[np.ndarray, "pair ..."]) -> np.ndarray:

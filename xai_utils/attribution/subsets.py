@@ -27,6 +27,13 @@ def chains(orders: np.ndarray) -> Bool[np.ndarray, "order step player"]:
     return ranks[:, None, :] < np.arange(orders.shape[1] + 1)[None, :, None]
 
 
+def marginals(
+    values: Float[np.ndarray, "order step column"], orders: np.ndarray
+) -> Float[np.ndarray, "order player column"]:
+    """What each player adds when players come in by these orders, from the values of their `chains`."""
+    return np.take_along_axis(np.diff(values, axis=1), np.argsort(orders, axis=1)[..., None], axis=1)
+
+
 def exact_shapley(values: Float[np.ndarray, "subset ..."]) -> Float[np.ndarray, "player ..."]:
     """Shapley values from the values of all subsets, in the order of `all_subsets`.
 

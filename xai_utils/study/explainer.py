@@ -24,7 +24,7 @@ from xai_utils.attribution.absence import with_common_mean
 from xai_utils.attribution.continuation import greedy, unrolled
 from xai_utils.attribution.methods import method_named
 from xai_utils.attribution.result import Attribution
-from xai_utils.attribution.tables import TABLES, certificate_row, joined, tables_of
+from xai_utils.attribution.tables import certificate_row, joined, tables_of
 from xai_utils.attribution.target import Target, make_target
 from xai_utils.errors import UserError
 from xai_utils.files import locate, write_text
@@ -178,30 +178,6 @@ class Explainer:
         if failed:
             raise UserError(_failures(failed, asked)) from failed[0][1]
 
-    def stream(
-        self,
-        methods: Iterable[str],
-        texts: Iterable[str] | None = None,
-        models: Iterable[str] | None = None,
-        target: str | None = None,
-        **settings: Any,
-    ) -> Iterator[dict[str, pd.DataFrame]]:
-        """What `tables` gives, one attribution after the other, so that memory does not grow with their number."""
-        labels, ids = list(models or self.models), list(texts or [entry.id for entry in self.study.texts])
-        names = list(methods)
-        for name in names:
-            method_named(name)
-        for label in labels:
-            for text in ids:
-                self.target(label, text, target)  # errors in a text are raised before anything is computed
-        wanted = [(name, label, text) for label in labels for text in ids for name in names]
-        self.fill(
-            self._method(name, label, text, target, settings) for name, label, text in progress(wanted, "explaining")
-        )
-        for name, label, text in wanted:
-            job = self._method(name, label, text, target, settings)
-            yield tables_of(job.result())
-
     def tables(
         self,
         methods: Iterable[str],
@@ -210,8 +186,18 @@ class Explainer:
         target: str | None = None,
         **settings: Any,
     ) -> dict[str, pd.DataFrame]:
-        """The tables `attributions`, `word_scores` and `certificates` over models, texts and methods."""
-        return joined(list(self.stream(methods, texts, models, target, **settings)))
+        """The tables `attributions`, `word_scores` and `certificates` over models, texts and methods.
+
+        Raises UserError for an unknown method and for a text that cannot be explained before anything is computed.
+        """
+        labels, ids, names = (
+            list(models or self.models),
+            list(texts or [entry.id for entry in self.study.texts]),
+            list(methods),
+        )
+        jobs = [self._method(name, label, text, target, settings) for label in labels for text in ids for name in names]
+        self.fill(progress(jobs, "explaining"))
+        return joined([tables_of(job.result()) for job in jobs])
 
     def continuations(self, text: str, method: str = "integrated_gradients") -> dict[str, pd.DataFrame]:
         """Tables `continuations` (matrix continuation x input, long) and `certificates` of one text, for all models."""
@@ -232,13 +218,9 @@ class Explainer:
                     proofs.append(keys | certificate_row(found.certificate))
         return {"continuations": pd.DataFrame(rows), "certificates": pd.DataFrame(proofs)}
 
-    def write(self, methods: Iterable[str], part: str, **settings: Any) -> dict[str, pd.DataFrame]:
-        """`tables`, written as one part of the study's data while they come."""
-        with results.appending(self.study, TABLES, part) as append:
-            for tables in self.stream(methods, **settings):
-                for name, table in tables.items():
-                    append(name, table)
-        return {name: results.read_table(self.study, name, part) for name in TABLES}
+    def write(self, methods: Iterable[str], part: str) -> dict[str, pd.DataFrame]:
+        """`tables`, written as one part of the study's data."""
+        return self.store(part, self.tables(methods))
 
     def store(self, part: str, *runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         """Several runs of `tables` as one, written as one part of the study's data in place of what it held."""

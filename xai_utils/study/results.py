@@ -13,22 +13,19 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from xai_utils.errors import UserError
-from xai_utils.files import ROOT, refusals, whole, write_whole
+from xai_utils.files import ROOT, write_whole
 from xai_utils.study.config import Study
 
 PACKAGES = ("torch", "transformers", "captum", "peft", "tokenizers", "numpy", "scipy", "scikit-learn", "uniseg")
-ROW_GROUP = 2000  # rows of a table that are held until they are written: each row group costs memory of its own
 DIGITS = 3  # significant, in published tables: what two machines agree on
 
 pa.set_memory_pool(pa.system_memory_pool())  # arrow's own keeps what a table took, so memory would grow with the texts
@@ -65,43 +62,6 @@ def folders(study: Study) -> Folders:
 def write_table(frame: pd.DataFrame, study: Study, name: str, part: str = "all") -> Path:
     """Write one part of a table as parquet: notebooks and methods write their own parts and read the whole."""
     return write_whole(folders(study).data / name / f"{part}.parquet", lambda file: frame.to_parquet(file, index=False))
-
-
-@contextmanager
-def appending(study: Study, names: Sequence[str], part: str) -> Iterator[Callable[[str, pd.DataFrame], None]]:
-    """Write one part of several tables while their rows come, in row groups; in place when all of it is there.
-
-    Gives a function that takes the name of a table and some of its rows, and raises UserError as `write_whole` does.
-    """
-    folder = folders(study).data
-    waiting: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
-    with ExitStack() as files:
-        writers: dict[str, pq.ParquetWriter] = {}
-
-        def flush(name: str) -> None:
-            rows = pa.Table.from_pandas(pd.concat(waiting[name], ignore_index=True), preserve_index=False)
-            waiting[name] = []
-            with refusals(folder / name):
-                if name not in writers:
-                    file = files.enter_context(whole(folder / name / f"{part}.parquet"))
-                    writers[name] = files.enter_context(pq.ParquetWriter(file, rows.schema))
-                writers[name].write_table(rows.cast(writers[name].schema))
-
-        def append(name: str, frame: pd.DataFrame) -> None:
-            if len(frame):
-                waiting[name].append(frame)
-            if sum(map(len, waiting[name])) >= ROW_GROUP:
-                flush(name)
-
-        yield append
-        for name in names:
-            if waiting[name]:
-                flush(name)
-        with refusals(folder):
-            files.close()
-    for name in names:
-        if name not in writers:
-            write_table(pd.DataFrame(), study, name, part)
 
 
 def read_table(study: Study, name: str, part: str = "[!.]*") -> pd.DataFrame:

@@ -64,7 +64,7 @@ def test_what_did_not_converge_is_not_measured(found):
 
 
 def test_p_is_that_of_all_sign_flips(found):
-    table = questions.tests(found).set_index(["question", "method"])
+    table = found.table("questions").set_index(["question", "method"])
     values = measures.evenness(found, PANEL).unstack("model")
     change = (values["ru-ts"] - values["base"]).to_numpy()
     flips = [abs(np.mean(change * signs)) for signs in product((1, -1), repeat=len(change))]
@@ -79,7 +79,7 @@ def test_p_is_that_of_all_sign_flips(found):
 
 
 def test_p_values_are_corrected_for_all_that_the_pair_is_asked(found):
-    table = questions.tests(found)
+    table = found.table("questions")
     asked = table[table["p_adjusted"].notna()]
     assert len(asked) > 3
     order = asked["p"].to_numpy().argsort()
@@ -102,31 +102,29 @@ def loud(found: StudyTables, texts: int) -> StudyTables:
     return StudyTables(found.study.model_copy(update={"texts": entries}), tables)
 
 
-@pytest.mark.parametrize("texts", [1, 2, 5, 12])
+@pytest.mark.parametrize("texts", [1, 5, 12])
 def test_no_claim_is_decided_on_fewer_texts_than_its_test_needs(found, texts):
     table = questions.tests(loud(found, texts)).set_index("question")
     row = table.loc["first_head_sink"]
     assert row["n"] == texts and row["difference"] > 0.3
-    assert (row["verdict"] == UNDECIDED) == (texts < 6)
+    assert row["verdict"] == (UNDECIDED if texts < 6 else questions.HOLDS)
     claimed = table[table["claim"] != ""]
     assert set(claimed["verdict"]) <= {questions.HOLDS, questions.FAILS, UNDECIDED}
     assert (claimed.loc[claimed["changed"] < 6, "verdict"] == UNDECIDED).all()
 
 
-def test_the_direction_decides_between_holding_and_not(found):
+def test_a_difference_in_the_other_direction_refutes_a_claim(found):
     quiet = changed(
         loud(found, 12), "attention_heads", lambda table: table.assign(sink=1 - table["sink"], norm_sink=np.nan)
     )
-    for made, outcome in ((loud(found, 12), questions.HOLDS), (quiet, questions.FAILS)):
-        row = questions.tests(made).set_index("question").loc["first_head_sink"]
-        assert row["verdict"] == outcome
+    assert questions.tests(quiet).set_index("question").loc["first_head_sink", "verdict"] == questions.FAILS
 
 
 def test_the_two_texts_of_a_pair_are_one_observation(found):
     pair = {"planets": "capital", "capital": "planets"}
     entries = [TextEntry.model_validate(text.model_dump() | {"pair": pair.get(text.id)}) for text in found.study.texts]
     joined = replace(found, study=found.study.model_copy(update={"texts": tuple(entries)}))
-    before, after = (questions.tests(one).set_index("question") for one in (found, joined))
+    before, after = (table.set_index("question") for table in (found.table("questions"), questions.tests(joined)))
     assert before.loc["sink", "n"] == 12 and after.loc["sink", "n"] == 11
     values = measures.sink(found, "").unstack("model")
     change = values["ru-ts"] - values["base"]
@@ -177,6 +175,6 @@ def test_a_swapped_pair_turns_a_paired_question(found):
     turned = StudyTables(
         found.study, {name: other(table) if "model" in table else table for name, table in found.tables.items()}
     )
-    before, after = (questions.tests(refreshed(one)).set_index(["question", "method"]) for one in (found, turned))
+    before, after = (one.table("questions").set_index(["question", "method"]) for one in (found, refreshed(turned)))
     for name in (("evenness", PANEL), ("attention_evenness", ""), ("answer", "")):
         assert after.loc[name, "difference"] == pytest.approx(-before.loc[name, "difference"])

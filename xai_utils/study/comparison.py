@@ -29,9 +29,7 @@ DIFFERENCE = (
 
 def behaviours(book: Explainer) -> pd.DataFrame:
     """Table `behaviour` of a study: how sure every model is of every answer, and how it would go on by itself."""
-    wanted = book.pairs
-    book.fill(book.job(*case, _behaviour) for case in wanted)
-    return pd.concat([book.cached_table(*case, _behaviour) for case in wanted], ignore_index=True)
+    return pd.concat(book.compute([book.job(*case, _behaviour) for case in book.pairs]), ignore_index=True)
 
 
 def _behaviour(model: LoadedModel, case: Case, target: Target) -> pd.DataFrame:
@@ -54,9 +52,8 @@ def deletion_tests(book: Explainer, word_scores: pd.DataFrame) -> pd.DataFrame:
     Each case keeps to the study's budget, and what is finished outlives a run that was stopped.
     """
     scores = one_setting(word_scores[word_scores["method"].isin(book.study.methods)], book.study.baseline)
-    wanted = book.pairs
-    book.fill(_deletion_test(book, scores, *case) for case in progress(wanted, "deleting"))
-    return pd.concat([_deletion_test(book, scores, *case).result() for case in wanted], ignore_index=True)
+    jobs = [_deletion_test(book, scores, *case) for case in book.pairs]
+    return pd.concat(book.compute(jobs, "deleting"), ignore_index=True)
 
 
 def _deletion_test(book: Explainer, scores: pd.DataFrame, label: str, text: str) -> Job:

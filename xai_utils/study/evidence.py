@@ -27,7 +27,7 @@ from xai_utils.models.loading import LoadedModel, content_hash
 from xai_utils.study import evidence_tables as tables_of
 from xai_utils.study import questions
 from xai_utils.study.config import Study, load_study
-from xai_utils.study.explainer import Explainer, progress
+from xai_utils.study.explainer import Explainer
 from xai_utils.study.results import provenance, write_csv
 from xai_utils.study.store import named
 from xai_utils.study.tables import IG, StudyTables
@@ -158,7 +158,7 @@ def run_panel(book: Explainer, folder: Path) -> None:
     The tables are first published without the other methods, which take longer.
     """
     announce(f"panel: all subsets of {len(book.study.texts)} texts, {', '.join(ABSENCES)}")
-    values = [book.cached_table(*case, subset_values) for case in progress(book.pairs, "subsets")]
+    values = book.compute([book.job(*case, subset_values) for case in book.pairs], "subsets")
     cases = cases_of(pd.concat(values, ignore_index=True))
     table = candidates(cases)
     publish(table, "panels", folder)

@@ -104,18 +104,16 @@ class Explainer:
         """The table that `function(model, case, target, **settings)` gives, behind the case's keys, from the store."""
         return self._read(self.job(label, text, function, **settings))
 
-    def pair_tables(
-        self, base: str, other: str, text: str, function: Callable[..., dict[str, pd.DataFrame]], **settings: Any
-    ) -> dict[str, pd.DataFrame]:
-        """Named tables of two models on one text, behind the keys study, text, base and other, from the store.
-
-        `function(base model, other model, base case, other case, base target, other target, **settings)` makes them.
-        """
-        return self._read(self.pair_job(base, other, text, function, **settings))
-
     def _read(self, job: Job) -> Any:
-        self.fill([job])
-        return job.result()
+        return self.compute([job])[0]
+
+    def compute(self, jobs: Sequence[Job], what: str = "") -> list[Any]:
+        """The results of jobs, from the store where they are there; `what` names them on the progress line.
+
+        Raises UserError as `fill` does.
+        """
+        self.fill(progress(jobs, what) if what else jobs)
+        return [job.result() for job in jobs]
 
     def _method(self, method: str, label: str, text: str, target: str | None, settings: Mapping[str, Any]) -> Job:
         return self._explaining(method, self.case(label, text), self.target(label, text, target), settings)
@@ -129,11 +127,14 @@ class Explainer:
         return self._job(method, method_named(method).function, [case], [goal], self.settings(method) | dict(settings))
 
     def job(self, label: str, text: str, function: Callable[..., Result], **settings: Any) -> Job:
-        """`function(model, case, target, **settings)` of a case, for `fill`."""
+        """`function(model, case, target, **settings)` of a case, for `compute`: an attribution, or a table."""
         return self._job(_name(function), function, [self.case(label, text)], [self.target(label, text)], settings)
 
     def pair_job(self, base: str, other: str, text: str, function: Callable[..., Result], **settings: Any) -> Job:
-        """What `pair_tables` reads, for `fill`."""
+        """Named tables of two models on one text, for `compute`, behind the keys study, text, base and other.
+
+        `function(base model, other model, base case, other case, base target, other target, **settings)` makes them.
+        """
         cases = [self.case(label, text) for label in (base, other)]
         targets = [self.target(label, text) for label in (base, other)]
         return self._job(_name(function), function, cases, targets, settings)
@@ -190,14 +191,10 @@ class Explainer:
 
         Raises UserError for an unknown method and for a text that cannot be explained before anything is computed.
         """
-        labels, ids, names = (
-            list(models or self.models),
-            list(texts or [entry.id for entry in self.study.texts]),
-            list(methods),
-        )
+        labels, names = list(models or self.models), list(methods)
+        ids = list(texts or [entry.id for entry in self.study.texts])
         jobs = [self._method(name, label, text, target, settings) for label in labels for text in ids for name in names]
-        self.fill(progress(jobs, "explaining"))
-        return joined([tables_of(job.result()) for job in jobs])
+        return joined([tables_of(found) for found in self.compute(jobs, "explaining")])
 
     def continuations(self, text: str, method: str = "integrated_gradients") -> dict[str, pd.DataFrame]:
         """Tables `continuations` (matrix continuation x input, long) and `certificates` of one text, for all models."""
@@ -206,9 +203,7 @@ class Explainer:
             generated = greedy(model, self.case(label, text), self.study.continuation)
             prompts = unrolled(model, self.case(label, text), generated)
             asked = [self._explaining(method, case, goal, {}) for case, goal in prompts]
-            self.fill(progress(asked, label))
-            for step, job in enumerate(asked):
-                found = job.result()
+            for step, (job, found) in enumerate(zip(asked, self.compute(asked, label), strict=True)):
                 keys = found.keys() | {"step": step, "generated": job.target.text}
                 rows += [
                     keys | {"position": position, "token": token.label, "score": score}

@@ -91,18 +91,14 @@ def real(difference: pd.DataFrame) -> pd.Series:
     return difference["beyond_floor"] & difference["sign_stable"].fillna(False).astype(bool)
 
 
-def spread(scores: ArrayLike) -> dict[str, float]:
-    """How evenly importance is spread over words: entropy of the shares of |scores| over its maximum, and Gini.
+def normalised_entropy(scores: ArrayLike) -> float:
+    """Entropy of the shares of |scores| over its maximum: 1 where all are alike; nan below two or where all are 0.
 
-    >>> spread([1.0, -1.0, 1.0, 1.0])
-    {'entropy': 1.0, 'gini': 0.0}
+    >>> normalised_entropy([1.0, -1.0, 1.0, 1.0])
+    1.0
     """
-    size = np.sort(np.abs(np.asarray(scores, dtype=float)))
-    if len(size) < 2 or size.sum() == 0:
-        return {"entropy": np.nan, "gini": np.nan}
-    rank = np.arange(1, len(size) + 1)
-    gini = max(float((2 * rank - len(size) - 1) @ size / (len(size) * size.sum())), 0.0)
-    return {"entropy": float(stats.entropy(size) / np.log(len(size))), "gini": gini}
+    size = np.abs(np.asarray(scores, dtype=float))
+    return float(stats.entropy(size) / np.log(len(size))) if len(size) > 1 and size.any() else np.nan
 
 
 def paired_test(base: ArrayLike, other: ArrayLike, seed: int = 0, resolution: float = 0.0) -> dict[str, float]:

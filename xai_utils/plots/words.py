@@ -46,11 +46,6 @@ class Grid:
         filled = np.where(np.isnan(self.scores), -np.inf, self.scores)
         return [self.words[row.argmax()] if np.isfinite(row.max()) else "" for row in filled]
 
-    def describe(self) -> str:
-        """The highest word of each row, for an alt text."""
-        highest = [f"{row}: {top}" for row, top in zip(self.rows, self.tops, strict=True) if top]
-        return f"{self.title}. Highest word by row: {'; '.join(highest)}."
-
 
 def grid(results: Sequence[Attribution], rows: Sequence[str] = (), title: str = "") -> Grid:
     """Results of one text as a grid; `rows` are named by method if not given.

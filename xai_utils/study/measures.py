@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from xai_utils.attention.layers import statistics, uniform
-from xai_utils.evaluation.statistics import spread
+from xai_utils.evaluation.statistics import normalised_entropy
 from xai_utils.study.tables import ORIGINAL, StudyTables
 
 PLACE = ["text", "model"]
@@ -45,7 +45,7 @@ def _shares(found: StudyTables, method: str) -> pd.DataFrame:
 
 def evenness(found: StudyTables, method: str) -> pd.Series:
     """Entropy of the words' shares of absolute importance, over its maximum: 1 is perfectly even."""
-    return _words(found, method).groupby(PLACE)["score"].agg(lambda scores: spread(scores)["entropy"])
+    return _words(found, method).groupby(PLACE)["score"].agg(normalised_entropy)
 
 
 def negative(found: StudyTables, method: str) -> pd.Series:

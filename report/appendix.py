@@ -12,7 +12,7 @@ from markupsafe import Markup
 from report.formats import to_markdown
 from xai_utils.attribution.methods import method_name
 from xai_utils.study.results import DIGITS, rounded, score_lists
-from xai_utils.study.tables import IG, ORIGINAL, Measured
+from xai_utils.study.tables import IG, ORIGINAL, StudyTables
 
 HIDDEN = {"name", "published", "models", "texts"}  # keys of a study that have tables of their own
 SAME = ["study", "base", "other", "target_text", "half", "layers"]  # columns of a swap that tell no reader anything
@@ -20,7 +20,7 @@ LARGEST = 20  # rows of a table of differences
 PER_METHOD = ["share", "comprehensiveness", "sufficiency"]
 
 
-def tables(found: Measured, long: Mapping[str, pd.DataFrame]) -> dict[str, Markup]:
+def tables(found: StudyTables, long: Mapping[str, pd.DataFrame]) -> dict[str, Markup]:
     """The tables of the appendix as Markdown, by name; without those that there is nothing for."""
     every = {
         "models": models(found),
@@ -44,13 +44,13 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{name: table[name].map(lambda method: method_name(str(method))) for name in columns})
 
 
-def models(found: Measured) -> pd.DataFrame:
+def models(found: StudyTables) -> pd.DataFrame:
     columns = ("label", "role", "model", "revision", "adapter", "rows", "dtype")
     rows = [{name: getattr(entry, name, None) for name in columns} for entry in found.study.models]
     return pd.DataFrame(rows).dropna(axis=1, how="all")
 
 
-def samples(found: Measured) -> pd.DataFrame:
+def samples(found: StudyTables) -> pd.DataFrame:
     """What the base and its adaptation write behind the same prompts."""
     table = found.table("samples")
     if table.empty:
@@ -59,18 +59,18 @@ def samples(found: Measured) -> pd.DataFrame:
     return rows[["prompt", "model", "continuation"]]
 
 
-def settings(found: Measured) -> pd.DataFrame:
+def settings(found: StudyTables) -> pd.DataFrame:
     values = found.study.model_dump(exclude=HIDDEN)
     shown = {name: ", ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
     return pd.DataFrame([{"setting": name, "value": str(value)} for name, value in shown.items()])
 
 
-def bridge(found: Measured) -> pd.DataFrame:
+def bridge(found: StudyTables) -> pd.DataFrame:
     table = found.table("bridge")
     return table.pivot_table("score", "text", "step", sort=False).reset_index() if len(table) else table
 
 
-def shares(found: Measured) -> pd.DataFrame:
+def shares(found: StudyTables) -> pd.DataFrame:
     """The leaderboard: mean share of each method under each absence, over the models of the pair."""
     table = found.table("faithfulness")
     if table.empty:
@@ -79,7 +79,7 @@ def shares(found: Measured) -> pd.DataFrame:
     return rows.pivot_table("share", "method", "absence", sort=False).reset_index()
 
 
-def agreement(found: Measured) -> pd.DataFrame:
+def agreement(found: StudyTables) -> pd.DataFrame:
     """Mean rank correlation of every two methods, by model."""
     table = found.table("agreement")
     if table.empty:
@@ -88,7 +88,7 @@ def agreement(found: Measured) -> pd.DataFrame:
     return means.reset_index()
 
 
-def raw_scores(found: Measured, label: str) -> Markup:
+def raw_scores(found: StudyTables, label: str) -> Markup:
     """Token scores and completeness errors of one model on the first text: the study's setting, the original's."""
     here = {"model": label, "text": found.headline}
     entries: list[dict[str, Any]] = []
@@ -122,7 +122,7 @@ def fenced(entries: list[dict[str, Any]]) -> str:
     return "```json\n" + text.replace("`", "\\u0060").replace("{{", "{\\u007b") + "\n```"
 
 
-def parts(found: Measured, long: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def parts(found: StudyTables, long: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """What the appendix's template names beside the facts."""
     raw = {label: raw_scores(found, label) for label in found.pair}
     return {"tables": tables(found, long), "raw": raw}

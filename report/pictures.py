@@ -22,25 +22,25 @@ from xai_utils.plots.html import sentence_html
 from xai_utils.plots.style import save
 from xai_utils.study.comparison import behaviours
 from xai_utils.study.explainer import Explainer
+from xai_utils.study.from_tables import cards, results
 from xai_utils.study.results import folders
-from xai_utils.study.tables import Measured
-from xai_utils.study.told import cards, results
+from xai_utils.study.tables import StudyTables
 
 OTHERS = 2  # prompts whose words the page shows beside the headline's
 
 
-def _sentence(found: Measured, told: Facts, title: str) -> Figure | None:
-    results = coloured(found, told, [told.words.here.id]) if told.words else []
+def _sentence(found: StudyTables, facts: Facts, title: str) -> Figure | None:
+    results = coloured(found, facts, [facts.words.here.id]) if facts.words else []
     return sentence.sentences(results, title) if results else None
 
 
-def _sentences(found: Measured, told: Facts, title: str) -> Figure | None:
-    results = coloured(found, told, others(told))
+def _sentences(found: StudyTables, facts: Facts, title: str) -> Figure | None:
+    results = coloured(found, facts, others(facts))
     return sentence.sentences(results, title) if results else None
 
 
-def _swap(found: Measured, told: Facts, title: str) -> Figure | None:
-    text = headline(found, told)
+def _swap(found: StudyTables, facts: Facts, title: str) -> Figure | None:
+    text = headline(found, facts)
     panels = [
         draw(table)
         for name, draw in (("bridge", swap.steps), ("swap", swap.parts))
@@ -49,8 +49,8 @@ def _swap(found: Measured, told: Facts, title: str) -> Figure | None:
     return swap.waterfalls(panels, title) if panels else None
 
 
-def _layers(found: Measured, told: Facts, title: str) -> Figure | None:
-    text = headline(found, told)
+def _layers(found: StudyTables, facts: Facts, title: str) -> Figure | None:
+    text = headline(found, facts)
     table, proofs = (pair_rows(found, name, text) for name in ("adapter_path_words", "adapter_path_certificates"))
     if table.empty:
         return None
@@ -58,27 +58,27 @@ def _layers(found: Measured, told: Facts, title: str) -> Figure | None:
     return layers.layer_maps([layers.layer_map(table, proofs.iloc[0], f"{entry.text} →{entry.answer}")], title)
 
 
-def _trust(found: Measured, told: Facts, title: str) -> Figure | None:
-    by_model = cards(found, told.words.here.id, told.words.method) if told.words else {}
+def _trust(found: StudyTables, facts: Facts, title: str) -> Figure | None:
+    by_model = cards(found, facts.words.here.id, facts.words.method) if facts.words else {}
     return trust.cards(by_model, title) if by_model else None
 
 
-def _heads(found: Measured, told: Facts, title: str) -> Figure | None:
+def _heads(found: StudyTables, facts: Facts, title: str) -> Figure | None:
     table = table_of_heads(found)
     return heatmaps.divergence_map(table, title) if len(table) else None
 
 
-def _leaderboard(found: Measured, told: Facts, title: str) -> Figure | None:
-    table = pd.DataFrame(map(vars, told.trust.board))
-    return leaderboard.shares(table, title, told.trust.ceiling) if len(table) else None
+def _leaderboard(found: StudyTables, facts: Facts, title: str) -> Figure | None:
+    table = pd.DataFrame(map(vars, facts.trust.board))
+    return leaderboard.shares(table, title, facts.trust.ceiling) if len(table) else None
 
 
-def headline(found: Measured, told: Facts) -> str:
+def headline(found: StudyTables, facts: Facts) -> str:
     """The text that the page speaks of first."""
-    return told.behaviour.headline.id if told.behaviour and told.behaviour.headline else found.headline
+    return facts.behaviour.headline.id if facts.behaviour and facts.behaviour.headline else found.headline
 
 
-def pair_rows(found: Measured, name: str, text: str) -> pd.DataFrame:
+def pair_rows(found: StudyTables, name: str, text: str) -> pd.DataFrame:
     """The rows of a table about two models that are of the study's pair and one text."""
     table = found.table(name)
     if table.empty:
@@ -86,43 +86,43 @@ def pair_rows(found: Measured, name: str, text: str) -> pd.DataFrame:
     return table[(table["text"] == text) & (table["base"] == found.base) & (table["other"] == found.adapted)]
 
 
-def others(told: Facts) -> list[str]:
+def others(facts: Facts) -> list[str]:
     """The prompts whose words are shown beside the headline's: those that the page shows, else the first ones."""
-    if told.words is None:
+    if facts.words is None:
         return []
-    scored = [one.id for one in told.words.sentences if one.id != told.words.here.id]
-    shown = [prompt.id for prompt in told.behaviour.shown if prompt.id in scored] if told.behaviour else []
+    scored = [one.id for one in facts.words.sentences if one.id != facts.words.here.id]
+    shown = [prompt.id for prompt in facts.behaviour.shown if prompt.id in scored] if facts.behaviour else []
     return (shown or scored)[:OTHERS]
 
 
-def coloured(found: Measured, told: Facts, texts: list[str]) -> list[Attribution]:
+def coloured(found: StudyTables, facts: Facts, texts: list[str]) -> list[Attribution]:
     """Word scores of the page's method, text by text, the models of the pair by turns."""
-    if told.words is None:
+    if facts.words is None:
         return []
-    every = [results(found, text, told.words.method) for text in texts]
+    every = [results(found, text, facts.words.method) for text in texts]
     return [made[label] for made in every for label in found.pair if label in made]
 
 
-def picture(found: Measured, name: str) -> Figure | None:
+def picture(found: StudyTables, name: str) -> Figure | None:
     """One figure of the report, for a notebook; None where there is nothing to draw."""
     return Pictures(found, facts(found), folders(found.study).figs).figure(name)
 
 
 def leading(book: Explainer) -> str:
     """The text of a study that its notebooks look at: the report's headline, by the models' behaviour alone."""
-    asked = Measured(book.study, {"behaviour": behaviours(book)})
-    told = behaviour(asked)
-    return told.headline.id if told and told.headline else asked.headline
+    asked = StudyTables(book.study, {"behaviour": behaviours(book)})
+    asked_for = behaviour(asked)
+    return asked_for.headline.id if asked_for and asked_for.headline else asked.headline
 
 
-def there(told: Facts, name: str) -> bool:
-    """Whether the facts that a figure and its title tell are there."""
-    change = told.attention.change if told.attention else None
-    needs = {"heads": change, "leaderboard": told.trust.best, "swap": told.swap, "layers": told.layers}
-    return needs.get(name, told.words) is not None
+def there(facts: Facts, name: str) -> bool:
+    """Whether the facts that a figure and its title state are there."""
+    change = facts.attention.change if facts.attention else None
+    needs = {"heads": change, "leaderboard": facts.trust.best, "swap": facts.swap, "layers": facts.layers}
+    return needs.get(name, facts.words) is not None
 
 
-DRAWN: dict[str, Callable[[Measured, Facts, str], Figure | None]] = {
+DRAWN: dict[str, Callable[[StudyTables, Facts, str], Figure | None]] = {
     "sentence": _sentence,
     "sentences": _sentences,
     "swap": _swap,
@@ -137,8 +137,8 @@ DRAWN: dict[str, Callable[[Measured, Facts, str], Figure | None]] = {
 class Pictures:
     """The figures of one report, drawn when a page shows them; `inserts` holds HTML that the site shows instead."""
 
-    found: Measured
-    told: Facts
+    found: StudyTables
+    facts: Facts
     folder: Path
     prefix: str = ""  # of the files' names, where pages share a folder
     inserts: dict[str, str] = field(default_factory=dict)
@@ -147,9 +147,9 @@ class Pictures:
         """A figure as Markdown; nothing where the study has nothing to draw."""
         if self.draw(name) is None:
             return Markup("")
-        if name in ("sentence", "sentences") and self.told.words:
-            texts = [self.told.words.here.id] if name == "sentence" else others(self.told)
-            results = coloured(self.found, self.told, texts)
+        if name in ("sentence", "sentences") and self.facts.words:
+            texts = [self.facts.words.here.id] if name == "sentence" else others(self.facts)
+            results = coloured(self.found, self.facts, texts)
             reach = sentence.reach_of(results)
             self.inserts[f"{self.prefix}{name}.png"] = "".join(sentence_html(one, reach) for one in results)
         return Markup(f"![{escape(self._said(f'{name}_alt'))}](figs/{self.prefix}{name}.png)\n")
@@ -162,8 +162,8 @@ class Pictures:
     def figure(self, name: str) -> Figure | None:
         """One figure with its title; None where the study has nothing to draw."""
         draw = DRAWN.get(name)
-        return draw(self.found, self.told, self._said(f"{name}_title")) if draw and there(self.told, name) else None
+        return draw(self.found, self.facts, self._said(f"{name}_title")) if draw and there(self.facts, name) else None
 
     def _said(self, macro: str) -> str:
-        parts: dict[str, Any] = {name: getattr(self.told, name) for name in vars(self.told)}
+        parts: dict[str, Any] = {name: getattr(self.facts, name) for name in vars(self.facts)}
         return Page().line("figures.j2", macro, **parts)

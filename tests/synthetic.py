@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from xai_utils.attention.layers import statistics, uniform
 from xai_utils.evaluation.statistics import differences
 from xai_utils.study.config import Study
 from xai_utils.study.questions import tests as tested
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import StudyTables
 from xai_utils.text.words import words
 
 TEXTS = {
@@ -49,7 +51,7 @@ def study(labels: tuple[str, ...] = ("base", "ru-ts"), texts: tuple[str, ...] = 
 
 
 @functools.cache
-def measured(labels: tuple[str, ...] = ("base", "ru-ts"), seed: int = 0, **more: object) -> Measured:
+def measured(labels: tuple[str, ...] = ("base", "ru-ts"), seed: int = 0, **more: object) -> StudyTables:
     """Everything that the report reads, for `labels`, the first of which is the base."""
     made = study(labels, **more)
     rng = np.random.default_rng(seed)
@@ -72,10 +74,10 @@ def measured(labels: tuple[str, ...] = ("base", "ru-ts"), seed: int = 0, **more:
             "attention_change": pd.DataFrame(list(_change(made, rng))),
         }
     tables["attributions"] = _tokens(tables["word_scores"])
-    return refreshed(Measured(made, tables))
+    return refreshed(StudyTables(made, tables))
 
 
-def refreshed(found: Measured) -> Measured:
+def refreshed(found: StudyTables) -> StudyTables:
     """The same with what notebook 05 computes from the other tables computed again."""
     tables = dict(found.tables)
     pairs = [
@@ -84,11 +86,11 @@ def refreshed(found: Measured) -> Measured:
         if other != found.base
     ]
     tables["difference"] = pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame()
-    tables["questions"] = tested(Measured(found.study, tables))
-    return Measured(found.study, tables)
+    tables["questions"] = tested(StudyTables(found.study, tables))
+    return StudyTables(found.study, tables)
 
 
-def with_path(found: Measured, seed: int = 0) -> Measured:
+def with_path(found: StudyTables, seed: int = 0) -> StudyTables:
     """The same for a pair that the adapter path is known of."""
     rng = np.random.default_rng(seed)
     path, proofs, deleted = [], [], []
@@ -104,7 +106,7 @@ def with_path(found: Measured, seed: int = 0) -> Measured:
         proofs.append(keys | proof | {"cancellation": abs(scores).sum() / abs(scores.sum())})
         deleted.append(keys | {"removed": 2, "highest": rng.uniform(0.4, 0.8), "random": rng.uniform(0.1, 0.3)})
     names = {"adapter_path_words": path, "adapter_path_certificates": proofs, "layer_deletion": deleted}
-    return Measured(found.study, dict(found.tables) | {name: pd.DataFrame(rows) for name, rows in names.items()})
+    return StudyTables(found.study, dict(found.tables) | {name: pd.DataFrame(rows) for name, rows in names.items()})
 
 
 def _texts(made: Study) -> list[str]:
@@ -321,3 +323,10 @@ def _bridge(made: Study, rng: np.random.Generator) -> Iterator[dict[str, object]
             keys |= _goal(text) | {"unit": "nats", "f_base": -9.0, "f_other": -1.0}
             for step, size in (("tokenizer", -3.0), ("input_rows", 2.0), ("output_rows", 6.0), ("body", 0.0)):
                 yield keys | {"step": step, "score": size * rng.uniform(0.8, 1.2) if TEXTS[text][2] == "ru" else 0.0}
+
+
+def alt_text(path: Path) -> str:
+    """The alt text inside a figure's file."""
+    with Image.open(path) as picture:
+        picture.load()
+        return str(picture.info.get("Description", ""))

@@ -120,12 +120,12 @@ def test_what_the_card_says_stands_in_the_table() -> None:
 
 def test_the_card_shows_the_trials_once_they_have_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "checkpoint_folder", lambda: tmp_path)
-    assert pipeline.trials_told().empty
+    assert pipeline.trials_table().empty
     base = {"trial": "base", "bits_per_character_ru": 2.07701, "bits_per_character_en": 1.1638}
     spent = {"trial": "mean", "trained_tokens": 40960.0, "replays": 2.0, "rate": 0.002, "device": "a CPU core"}
     bits = {"bits_per_character_ru": 2.6764, "bits_per_character_en": 1.1656}
     publish.write_table(pd.DataFrame([base, spent | bits]), "trials")
-    rows = publish.markdown(pipeline.trials_told()).splitlines()[2:]
+    rows = publish.markdown(pipeline.trials_table()).splitlines()[2:]
     assert rows == ["| base |  |  |  |  | 2.08 | 1.16 |", "| mean | 41000 | 2 | 0.002 | a CPU core | 2.68 | 1.17 |"]
 
 

@@ -13,7 +13,7 @@ from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.fields import text_problem
 from xai_utils.study.config import Study
-from xai_utils.text.alignment import side_by_side, split_tokens
+from xai_utils.text.alignment import side_by_side
 from xai_utils.text.cases import prepare, units, word_weights
 from xai_utils.text.entry import TextEntry
 from xai_utils.text.words import words
@@ -105,21 +105,12 @@ def test_the_real_tokenizers_are_what_they_claim():
     assert sizes == {"smollm2": 49152, "llama-3": 128001, "mistral": 32000}
 
 
-def test_a_token_over_two_words_is_split_by_characters_and_named():
+def test_a_token_over_two_words_is_split_by_characters():
     case = read("mistral", "Wow!!! ok")
     tokens = [token.label for token in case.tokens]
     assert "!!!" in tokens  # one token, three words of one character each
     weights = word_weights(case)[tokens.index("!!!")]
     np.testing.assert_allclose(np.sort(weights)[-3:], 1 / 3)
-    shares = pd.DataFrame(
-        [
-            {"text": "t", "model": "m", "position": position, "token": tokens[position], "share": weight}
-            for position, row in enumerate(word_weights(case))
-            for weight in row[row > 0]
-        ]
-    )
-    found = split_tokens(shares)
-    assert found[["token", "words"]].to_numpy().tolist() == [["!!!", 3]]
 
 
 def test_a_word_that_a_tokenizer_drops_has_no_score_and_loses_none():

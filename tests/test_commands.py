@@ -118,7 +118,7 @@ def test_a_healthy_machine_and_a_sick_one(capsys, tmp_path, monkeypatch):
     file = tmp_path / "requirements.txt"
     file.write_text("numpy==0.0.1\nno-such-package==1.0\n# a comment\n")
     states = [(finding.state, finding.what) for finding in doctor._packages(file)]
-    assert states[0] == ("mend", "not installed: no-such-package; run make setup")
+    assert states[0] == ("fix", "not installed: no-such-package; run make setup")
     assert states[1][0] == "optional" and states[1][1].startswith(
         f"other versions than pinned: numpy {np.__version__} "
     )
@@ -127,7 +127,7 @@ def test_a_healthy_machine_and_a_sick_one(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("XAI_CACHE", str(tmp_path / "empty"))
     found = [str(finding) for finding in doctor.examine()]
     assert any(line.startswith("[ok] Python 3.") for line in found)
-    assert "[mend] model smollm2-135m-instruct is not fetched yet; run python -m xai_utils fetch" in found
+    assert "[fix] model smollm2-135m-instruct is not fetched yet; run python -m xai_utils fetch" in found
     with pytest.raises(SystemExit) as ended:
         main(["doctor"])
     assert ended.value.code == 1 and capsys.readouterr().out.splitlines() == found

@@ -12,7 +12,15 @@ from scipy import stats
 
 from tests.tiny import tiny_loaded
 from xai_utils.errors import UserError
-from xai_utils.evaluation.statistics import certified, corrected, differences, interval, paired_test, real, spread
+from xai_utils.evaluation.statistics import (
+    certified,
+    corrected,
+    differences,
+    interval,
+    normalised_entropy,
+    paired_test,
+    real,
+)
 from xai_utils.study import explainer
 from xai_utils.study.config import Study
 from xai_utils.study.explainer import Explainer
@@ -149,22 +157,18 @@ def test_a_model_that_is_not_there_is_named():
         differences(table(), pd.DataFrame(), "a", "b", "mean")
 
 
-def test_spread_of_known_shares():
-    even, peak = spread([2.0, -2.0, 2.0, 2.0]), spread([0.0, 0.0, -7.0, 0.0])
-    assert even == {"entropy": 1.0, "gini": 0.0}
-    assert peak["entropy"] == 0.0 and peak["gini"] == pytest.approx(3 / 4)  # 1 - 1/n
-    ramp = spread([1.0, 2.0, 3.0])
+def test_the_entropy_of_known_shares():
+    assert normalised_entropy([2.0, -2.0, 2.0, 2.0]) == 1.0 and normalised_entropy([0.0, 0.0, -7.0, 0.0]) == 0.0
     shares = np.array([1, 2, 3]) / 6
-    assert ramp["entropy"] == pytest.approx(-(shares * np.log(shares)).sum() / np.log(3))
-    assert ramp["gini"] == pytest.approx(np.abs(np.subtract.outer([1, 2, 3], [1, 2, 3])).sum() / (2 * 3**2 * 2))
-    assert all(math.isnan(value) for value in (spread([1.0]) | spread([0.0, 0.0])).values())
+    assert normalised_entropy([1.0, 2.0, 3.0]) == pytest.approx(-(shares * np.log(shares)).sum() / np.log(3))
+    assert math.isnan(normalised_entropy([1.0])) and math.isnan(normalised_entropy([0.0, 0.0]))
 
 
 @given(samples.filter(lambda values: any(values)), st.floats(0.01, 100))
-def test_spread_does_not_depend_on_scale_sign_or_order(values, factor):
+def test_the_entropy_does_not_depend_on_scale_sign_or_order(values, factor):
     values = np.array(values)
-    assert spread(-factor * values[::-1]) == pytest.approx(spread(values), abs=1e-9)
-    assert 0 <= spread(values)["gini"] < 1 and -1e-9 <= spread(values)["entropy"] <= 1 + 1e-9
+    assert normalised_entropy(-factor * values[::-1]) == pytest.approx(normalised_entropy(values), abs=1e-9)
+    assert -1e-9 <= normalised_entropy(values) <= 1 + 1e-9
 
 
 def test_paired_test_is_scipy_s():

@@ -75,7 +75,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_counts(tmp_path: Path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(convert, "_mended_tokenizer", interrupt)  # the weights are written by then
+        patch.setattr(convert, "_repaired_tokenizer", interrupt)  # the weights are written by then
         convert.converted(tmp_path / "own.gguf", tmp_path / "models")
     assert [path for path in (tmp_path / "models").iterdir() if path.is_dir()] == []
     folder, _ = convert.converted(tmp_path / "own.gguf", tmp_path / "models")

@@ -55,12 +55,10 @@ def test_agreement_is_scipy_s_and_a_set_s():
     assert found.xs("flat", level="method_b")["spearman"].isna().all()
 
 
-def test_what_did_not_converge_stays_out_unless_asked():
+def test_what_did_not_converge_stays_out():
     table = word_scores()
     proofs = certificates(table)
     assert "fixed_steps" not in set(agreement(table, proofs)[["method_a", "method_b"]].to_numpy().ravel())
-    asked = agreement(table, proofs, uncertified=True)
-    assert "fixed_steps" in set(asked[["method_a", "method_b"]].to_numpy().ravel())
     none = agreement(table, certificates(table, ("fixed_steps", "integrated_gradients")))
     assert set(map(tuple, none[["method_a", "method_b"]].to_numpy())) == {("ablation", "flat")}
 

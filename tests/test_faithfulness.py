@@ -16,7 +16,7 @@ from xai_utils.attribution.tables import word_rows
 from xai_utils.errors import UserError
 from xai_utils.evaluation.faithfulness import Deletion, faithfulness, percentile, possible
 from xai_utils.evaluation.orders import by_score
-from xai_utils.models.visibility import Heeds
+from xai_utils.models.visibility import MaskSupport
 from xai_utils.text.cases import units
 
 FOUR = "The capital of France"
@@ -166,7 +166,7 @@ def test_no_order_is_above_the_ceiling(model):
 
 
 def test_an_absence_that_the_model_cannot_do_is_no_test(model, monkeypatch):
-    monkeypatch.setattr("xai_utils.evaluation.faithfulness.heeds_mask", lambda model: Heeds(False, True))
+    monkeypatch.setattr("xai_utils.evaluation.faithfulness.mask_support", lambda model: MaskSupport(False, True))
     assert possible(model) == [name for name in ABSENCES if name != "hidden"]
 
 

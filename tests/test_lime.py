@@ -5,7 +5,8 @@ import pytest
 
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.lime import lime, lime_draw, lime_fit, lime_frequency
-from xai_utils.attribution.masking import Removal, all_subsets
+from xai_utils.attribution.masking import Removal
+from xai_utils.attribution.subsets import all_subsets
 from xai_utils.errors import UserError
 
 

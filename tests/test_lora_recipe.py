@@ -21,8 +21,10 @@ from recipes.token_substitution import publish as shared
 from recipes.token_substitution.corpus import Corpus, Text
 from tests.killable_lora import RECIPE, run, trainer, windows
 from tests.tiny import CORPUS, save_tiny, tiny_loaded, tiny_model, tiny_tokenizer
+from xai_utils.errors import UserError
+from xai_utils.files import ROOT
 from xai_utils.models import loading
-from xai_utils.study.config import ROOT, ModelEntry, UserError
+from xai_utils.models.entry import ModelEntry
 
 CHECKPOINT = ROOT / "models" / publish.NAME
 
@@ -237,7 +239,7 @@ def test_from_corpus_to_card(texts: Corpus, tmp_path: Path, monkeypatch: pytest.
     )
     before = (tmp_path / "training" / train.FILE).read_bytes()
     assert "Settings compared" not in card
-    row = {name: 0.75 for name in publish.TOLD} | {"trial": "held harder"}
+    row = {name: 0.75 for name in publish.COLUMNS} | {"trial": "held harder"}
     shared.write_table(pd.DataFrame([row]), "trials", tmp_path / "twin")
     pipeline.make()
     assert (tmp_path / "training" / train.FILE).read_bytes() == before
@@ -252,7 +254,7 @@ def test_a_trial_is_a_row_of_settings_and_shares(tmp_path: Path) -> None:
     done = trained(tmp_path)
     row = trials.row(measure.against_base(pd.concat(tables)), done)
     assert row["help"] == 1.0 and row["rank"] == RECIPE.rank and set(trials.SETTINGS) <= set(row)
-    assert set(publish.TOLD[:5]) <= {"trial", *row}
+    assert set(publish.COLUMNS[:5]) <= {"trial", *row}
     assert all(set(asdict(recipe)) == set(asdict(RECIPE)) for recipe in trials.TRIALS.values())
 
 

@@ -10,12 +10,13 @@ from transformers import LlamaForCausalLM
 
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.absence import baseline_rows
-from xai_utils.attribution.masking import Removal, all_subsets, draw_error, players
+from xai_utils.attribution.masking import Removal, draw_error, players
+from xai_utils.attribution.subsets import all_subsets
 from xai_utils.attribution.target import Objective
 from xai_utils.attribution.versions import branching, evaluate
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.models.visibility import Heeds, heeds_mask
+from xai_utils.models.visibility import MaskSupport, mask_support
 from xai_utils.text.cases import units
 
 TEXT = "Столица Франции - Париж"
@@ -86,26 +87,26 @@ def against_hand(model, absence, by_hand):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gemma", "gemma2"])
-@pytest.mark.parametrize("room", [1024, 40])
-def test_dropped_is_the_prompt_without_these_tokens(architecture, room, monkeypatch):
-    monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: room)
+@pytest.mark.parametrize("limit", [1024, 40])
+def test_dropped_is_the_prompt_without_these_tokens(architecture, limit, monkeypatch):
+    monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: limit)
     model = tiny_loaded(architecture)
     against_hand(model, "dropped", dropped_by_hand)
-    assert heeds_mask(model) == Heeds(holes=True, padding=True)
+    assert mask_support(model) == MaskSupport(holes=True, padding=True)
 
 
-@pytest.mark.parametrize("room", [1024, 40])
-def test_dropped_needs_no_padding(room, monkeypatch):
-    monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: room)
-    monkeypatch.setattr("xai_utils.attribution.masking.heeds_mask", lambda model: Heeds(False, False))
+@pytest.mark.parametrize("limit", [1024, 40])
+def test_dropped_needs_no_padding(limit, monkeypatch):
+    monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: limit)
+    monkeypatch.setattr("xai_utils.attribution.masking.mask_support", lambda model: MaskSupport(False, False))
     against_hand(tiny_loaded("gpt2"), "dropped", dropped_by_hand)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3"])
-@pytest.mark.parametrize("room", [1024, 40])
+@pytest.mark.parametrize("limit", [1024, 40])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_hidden_is_a_mask_over_keys(architecture, room, attention, monkeypatch):
-    monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: room)
+def test_hidden_is_a_mask_over_keys(architecture, limit, attention, monkeypatch):
+    monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: limit)
     against_hand(tiny_loaded(architecture, attention=attention), "hidden", hidden_by_hand)
 
 
@@ -144,9 +145,9 @@ def test_a_model_that_ignores_masks_cannot_hide_but_can_drop():
     deaf = Deaf(loaded.model.config).eval().requires_grad_(False)
     deaf.load_state_dict(loaded.model.state_dict())
     model = LoadedModel(loaded.entry, deaf, loaded.tokenizer, "deaf")
-    assert not heeds_mask(model).holes
+    assert not mask_support(model).holes
     case, target = tiny_case(model, TEXT)
-    with pytest.raises(UserError, match="model 'tiny' .Deaf. does not heed an attention mask.*leave 'hidden' out"):
+    with pytest.raises(UserError, match="model 'tiny' .Deaf. does not respect an attention mask.*leave 'hidden' out"):
         Removal(model, case, target, "hidden")
     against_hand(model, "dropped", dropped_by_hand)
 

@@ -11,7 +11,7 @@ from xai_utils.attribution import noise
 from xai_utils.study import attention, comparison, evidence, explainer
 from xai_utils.study.config import Study
 from xai_utils.study.explainer import Explainer
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import StudyTables
 from xai_utils.text.entry import TextEntry
 
 TEXTS = (
@@ -120,19 +120,22 @@ def test_tables_of_two_models_are_kept_by_both(everything, tmp_path, monkeypatch
             "bridge": pd.DataFrame({"n": counts}),
         }
 
+    def tables(book, *asked, **settings):
+        return book.compute([book.pair_job(*asked, lengths, **settings)])[0]
+
     book = Explainer(BEFORE)
-    first = book.pair_tables("base", "twin", "planets", lengths)
+    first = tables(book, "base", "twin", "planets")
     assert list(first["swap"].columns) == ["study", "text", "base", "other", "part", "score"]
     assert first["swap"].iloc[0].tolist()[:5] == ["before", "planets", "base", "twin", "a"]
-    again = Explainer(study("copy", ("start", "changed"), TEXTS)).pair_tables("start", "changed", "planets", lengths)
+    again = tables(Explainer(study("copy", ("start", "changed"), TEXTS)), "start", "changed", "planets")
     assert again["swap"]["base"].tolist() == ["start"] * 2 and len(asked) == 1
     assert again["swap"]["score"].equals(first["swap"]["score"]) and again["bridge"]["n"].equals(first["bridge"]["n"])
-    back = book.pair_tables("twin", "base", "planets", lengths)
+    back = tables(book, "twin", "base", "planets")
     assert back["swap"].iloc[0].tolist()[2:4] == ["twin", "base"] and len(asked) == 2
-    same = Explainer(CHANGES["two labels with the same weights"]).pair_tables("base", "again", "planets", lengths)
+    same = tables(Explainer(CHANGES["two labels with the same weights"]), "base", "again", "planets")
     assert same["swap"]["score"].iloc[0] == 0 and len(asked) == 3
-    book.pair_tables("base", "twin", "planets", lengths, times=2)
-    book.pair_tables("base", "twin", "planets", lengths, times=1)
+    tables(book, "base", "twin", "planets", times=2)
+    tables(book, "base", "twin", "planets", times=1)
     assert len(asked) == 4
 
 
@@ -154,8 +157,6 @@ def test_a_word_that_comes_twice_is_told_apart_in_tables_and_sentences():
         for method, scores in (("ablation", [0, 1, 2, 0, 5, 4]), ("lime", [0, 1, 5, 0, 2, 4]))
         for place, (word, score) in enumerate(zip(words, map(float, scores), strict=True))
     ]
-    found = Measured(study, {"word_scores": pd.DataFrame(rows)})
-    table = comparison.highest(found, "t")
-    assert table["base"].tolist() == ["Anna (2) · met (2) · Anna (1)", "Anna (1) · met (2) · Anna (2)"]
+    found = StudyTables(study, {"word_scores": pd.DataFrame(rows)})
     votes, asked = _votes(found, "t")
     assert asked == 2 and votes[0].word in ("Anna (1)", "Anna (2)") and votes[0].count == 1  # two words, a vote each

@@ -42,22 +42,13 @@ def plain(objective, embeds):
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_values_and_gradients_are_those_of_single_passes(objective, count, monkeypatch):
-    monkeypatch.setattr(Objective, "room", lambda self, since: 2)
+    monkeypatch.setattr(Objective, "batch_size", lambda self, since=0: 2)
     embeds = versions(objective, count)
     expected, gradient = plain(objective, embeds)
     for found in (objective.values(embeds), objective.values_and_gradients(embeds)[0]):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(objective.values_and_gradients(embeds)[1], gradient, atol=1e-5, rtol=1e-4)
-    assert (objective.forwards, objective.gradients) == (3 * count, 2 * count)
-
-
-def test_torch_differentiates_f_as_it_would_itself(objective):
-    embeds = versions(objective, 5)
-    weights = torch.arange(1.0, 6.0)
-    leaf, own = embeds.clone().requires_grad_(True), embeds.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad((objective(leaf * 2) * weights).sum(), leaf)
-    (expected,) = torch.autograd.grad((objective._outcomes(own * 2, objective._answers)[0] * weights).sum(), own)
-    torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
+    assert objective.forwards == 3 * count
 
 
 def test_parts_come_in_order_each_on_one_core_of_its_own(cores):
@@ -67,7 +58,7 @@ def test_parts_come_in_order_each_on_one_core_of_its_own(cores):
         together.wait()
         return rows.start, rows.stop, torch.get_num_threads()
 
-    found = in_passes(part, torch.zeros(8, 3, 1), room=4)
+    found = in_passes(part, torch.zeros(8, 3, 1), batch_size=4)
     assert found == [(0, 2, 1), (2, 4, 1), (4, 6, 1), (6, 8, 1)]
     seen = []
     later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
@@ -77,7 +68,7 @@ def test_parts_come_in_order_each_on_one_core_of_its_own(cores):
 
 
 def test_passes_side_by_side_are_watched(objective):
-    embeds, _ = versions(objective, 6), objective.room(0)  # memory is measured once a model
+    embeds, _ = versions(objective, 6), objective.batch_size()  # memory is measured once a model
     with Watch([objective.model.model]) as watch:
         objective.values_and_gradients(embeds)
     assert watch.passes == pytest.approx(6)

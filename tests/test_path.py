@@ -9,14 +9,14 @@ import torch
 
 from tests.tiny import tiny_loaded
 from xai_utils.attribution.absence import baseline_rows
-from xai_utils.attribution.embedding_path import EmbeddingPath
+from xai_utils.attribution.integrated_gradients import EmbeddingPath
 from xai_utils.attribution.path import (
     FIRST_ROUND,
     SMOOTH,
     _interlace,
+    _Interval,
     _Known,
     _smooth_pieces,
-    _Stretch,
     _worst,
     integrate,
 )
@@ -186,7 +186,7 @@ def test_deep_random_model_from_zero_is_reported_not_converged():
 @pytest.mark.parametrize("seed", range(5))
 def test_a_round_takes_no_piece_that_could_be_spared(seed):
     """Against all sets of pieces: none that is smaller leaves the others within the tolerance."""
-    stretches = [_Stretch(0, 1, 0, np.zeros(7), np.zeros(7), np.zeros((7, 1)), 0.0)] * 7
+    intervals = [_Interval(0, 1, 0, np.zeros(7), np.zeros(7), np.zeros((7, 1)), 0.0)] * 7
     errors = np.random.default_rng(seed).exponential(0.01, 7)
     unproven = np.stack([errors, np.zeros(7)])
     sizes = [
@@ -195,6 +195,6 @@ def test_a_round_takes_no_piece_that_could_be_spared(seed):
         for chosen in itertools.combinations(range(7), count)
         if errors.sum() - errors[list(chosen)].sum() <= 0.02
     ]
-    assert len(_worst(stretches, unproven, 0.02, 1000)) == min(sizes)
-    assert len(_worst(stretches, unproven, 0.02, 8 * 2)) == min(2, *sizes)  # eight evaluations a piece
-    assert not _worst(stretches, unproven, 1.0, 1000)
+    assert len(_worst(intervals, unproven, 0.02, 1000)) == min(sizes)
+    assert len(_worst(intervals, unproven, 0.02, 8 * 2)) == min(2, *sizes)  # eight evaluations a piece
+    assert not _worst(intervals, unproven, 1.0, 1000)

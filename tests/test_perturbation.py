@@ -12,9 +12,8 @@ from xai_utils.attribution.noise import (
     dose_response,
     embedding_rms,
     sensitivity,
-    sensitivity_mean,
 )
-from xai_utils.attribution.perturbation import ablation, occlusion
+from xai_utils.attribution.perturbation import ablation
 from xai_utils.attribution.target import Objective
 from xai_utils.errors import UserError
 from xai_utils.text.cases import units
@@ -66,7 +65,6 @@ def test_sensitivity_equals_a_loop(explained):
     model, case, target = explained
     settings = {"sigma": 0.2, "draws": 5, "seed": 3}
     deviation = sensitivity(model, case, target, **settings)
-    mean = sensitivity_mean(model, case, target, **settings)
     inputs, clean = Objective(model, case, target).inputs, changed(*explained, [], [])
     noise = [np.random.default_rng([3, p]).standard_normal((5, 32), dtype=np.float32) for p in range(len(case.tokens))]
     scale = 1e-4 * max(1, abs(clean))
@@ -82,8 +80,6 @@ def test_sensitivity_equals_a_loop(explained):
     for position in range(1, len(case.tokens)):
         alone = values([position])
         assert deviation.scores[position] == pytest.approx(alone.std(ddof=1), abs=scale)
-        assert mean.scores[position] == pytest.approx(np.abs(alone - clean).mean(), abs=scale)
-        assert mean.errors[position] == pytest.approx(np.abs(alone - clean).std(ddof=1) / 5**0.5, abs=scale)
     for index, unit in enumerate(units(case)):
         if unit.is_word:
             assert deviation.word_scores[index] == pytest.approx(values(unit.tokens).std(ddof=1), abs=scale)
@@ -137,13 +133,18 @@ def test_dose_response_agrees_with_sensitivity_and_grows():
     model = tiny_loaded()
     case, target = tiny_case(model, TEXT)
     table = dose_response(model, case, target, [1e-4, 0.01, 0.1, 3.0])
-    found = {name: method(model, case, target) for name, method in [("s", sensitivity), ("m", sensitivity_mean)]}
+    found = sensitivity(model, case, target)
     at = table[table.sigma == 0.1]
     assert at.word.tolist() == [unit.text for unit in units(case)[1:]]
-    assert at.deviation.tolist() == pytest.approx(found["s"].word_scores[1:].tolist(), rel=1e-4)
-    assert at.deviation_error.tolist() == pytest.approx(found["s"].word_errors[1:].tolist(), rel=1e-3)
-    assert at.mean_change.tolist() == pytest.approx(found["m"].word_scores[1:].tolist(), rel=1e-4)
-    assert at.mean_change_error.tolist() == pytest.approx(found["m"].word_errors[1:].tolist(), rel=1e-3)
+    assert at.deviation.tolist() == pytest.approx(found.word_scores[1:].tolist(), rel=1e-4)
+    assert at.deviation_error.tolist() == pytest.approx(found.word_errors[1:].tolist(), rel=1e-3)
+    clean = changed(model, case, target, [], [])
+    noise = [np.random.default_rng([0, p]).standard_normal((30, 32), dtype=np.float32) for p in range(len(case.tokens))]
+    inputs, word = Objective(model, case, target).inputs, units(case)[1].tokens
+    noised = [[inputs[p] + 0.1 * torch.from_numpy(noise[p][draw]) for p in word] for draw in range(30)]
+    moves = [abs(changed(model, case, target, word, rows) - clean) for rows in noised]
+    assert at.mean_change.iloc[0] == pytest.approx(np.mean(moves), rel=1e-3)
+    assert at.mean_change_error.iloc[0] == pytest.approx(np.std(moves, ddof=1) / 30**0.5, rel=1e-2)
     by_dose = table.groupby("sigma").mean(numeric_only=True)
     assert by_dose.deviation.is_monotonic_increasing
     assert by_dose.keeps_prediction.iloc[0] == 1 and by_dose.keeps_prediction.iloc[-1] < 1
@@ -157,9 +158,8 @@ def test_dose_response_agrees_with_sensitivity_and_grows():
 def test_settings_out_of_range(settings, message):
     model = tiny_loaded()
     case, target = tiny_case(model, TEXT)
-    for method in (sensitivity, sensitivity_mean):
-        with pytest.raises(UserError, match=message):
-            method(model, case, target, **settings)
+    with pytest.raises(UserError, match=message):
+        sensitivity(model, case, target, **settings)
 
 
 def test_a_text_of_one_token_that_is_kept():
@@ -176,40 +176,6 @@ def test_france_is_among_the_largest(smollm2):
     found = ablation(smollm2, case, target)
     order = np.argsort(-np.nan_to_num(found.scores, nan=-np.inf))
     assert " France" in [case.labels[position] for position in order[:2]]
-
-
-@pytest.fixture(scope="module")
-def eight():
-    model = tiny_loaded()
-    return model, *tiny_case(model, "The capital of France is a garden.")
-
-
-@pytest.mark.parametrize("absence", ["mean", "sampled", "dropped"])
-def test_occlusion_is_the_mean_over_windows(eight, absence):
-    model, case, target = eight
-    removal = Removal(model, case, target, absence)
-    found = occlusion(model, case, target, absence=absence, window=3)
-    clean = removal.without(np.ones((1, 8)))[0]
-    drops = []
-    for start in range(6):
-        present = np.ones((1, 8))
-        present[0, start : start + 3] = 0
-        drops.append(clean - removal.without(present)[0])
-    for word in range(8):
-        covering = np.array([drops[start] for start in range(6) if start <= word < start + 3]).mean(0)
-        assert found.word_scores[word + 1] == pytest.approx(covering.mean(), abs=1e-5)
-        error = covering.std(ddof=1) / removal.draws**0.5 if absence == "sampled" else 0
-        assert found.word_errors[word + 1] == pytest.approx(error, abs=1e-5)
-
-
-def test_a_window_of_one_is_ablation(eight):
-    one, alone = occlusion(*eight, window=1), ablation(*eight)
-    assert one.word_scores[1:] == pytest.approx(alone.word_scores[1:], abs=1e-5)
-
-
-def test_a_window_below_one(eight):
-    with pytest.raises(UserError, match="window is 0"):
-        occlusion(*eight, window=0)
 
 
 @pytest.mark.parametrize("absence", ["dropped", "hidden"])

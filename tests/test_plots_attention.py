@@ -3,13 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from tests.test_attention import case_of, random_causal
 from tests.tiny import tiny_loaded
-from xai_utils.attention.heads import group_heads
-from xai_utils.attention.layers import head_table, statistics
 from xai_utils.attention.words import attention_change, most_changed, word_attention
 from xai_utils.attribution.rollout import drift
 from xai_utils.plots import heatmaps, style
@@ -53,64 +50,6 @@ def test_a_heads_map_shows_its_weights_and_all_its_labels(labels):
     if len(labels) <= 27:
         assert shown.count(style.readable(labels[0], heatmaps.LABEL)) == 2 * labels.count(labels[0])
     assert {"key: looked at", "query: looks", "attention"} <= set(shown)
-
-
-def test_every_head_stands_in_its_row_and_column():
-    maps = random_causal(3, 5, 8).numpy()
-    table = pd.DataFrame(
-        [{"layer": i, "head": j, "group": "sink" if j else "induction"} for i in range(3) for j in range(5)]
-    )
-    fig = heatmaps.all_heads(maps, "All heads", table)
-    shown = texts_inside(fig)
-    (axes,) = fig.axes
-    assert len(axes.get_images()) == 15
-    for image in axes.get_images():
-        left, right, bottom, top = image.get_extent()
-        head = int((left + right) / 2 // ((axes.get_xlim()[1]) / 5))
-        layer = int((bottom + top) / 2 // ((axes.get_ylim()[0]) / 3))
-        np.testing.assert_allclose(image.get_array().filled(0), maps[layer, head], atol=1e-7)
-    assert shown.count("S") == 12 and shown.count("I") == 3
-    assert [label.get_text() for label in axes.get_xticklabels()] == list("01234" * 2)  # below and above
-
-
-@pytest.mark.parametrize(("layers", "heads", "size"), [(30, 9, 26), (16, 32, 14), (2, 4, 64)])
-def test_maps_of_all_heads_have_whole_pixels(layers, heads, size):
-    fig = heatmaps.all_heads(np.tile(random_causal(size).numpy(), (layers, heads, 1, 1)), "All heads")
-    texts_inside(fig)
-    fig.set_dpi(style.STYLE["savefig.dpi"])
-    left, _, width, height = fig.axes[0].get_window_extent().bounds
-    (x0, x1), (y0, y1) = fig.axes[0].get_xlim(), fig.axes[0].get_ylim()
-    across, down = width / (x1 - x0), height / (y0 - y1)  # pixels a token
-    assert across == pytest.approx(down, rel=1e-3) and across == pytest.approx(round(across), rel=1e-3) and across >= 1
-
-
-def test_maps_by_layer_and_head_show_means_over_texts():
-    rows = []
-    for seed in (0, 1):
-        numbers = {name: value.numpy() for name, value in statistics(random_causal(6, 9, seed=seed)).items()}
-        rows.append(pd.DataFrame({"model": "m", "layer": [0, 0, 0, 1, 1, 1], "head": [0, 1, 2] * 2, **numbers}))
-    fig = heatmaps.head_maps(pd.concat(rows), title="What heads do")
-    shown = texts_inside(fig)
-    assert set(heatmaps.NAMES.values()) <= set(shown)
-    expected = (rows[0]["sink"] + rows[1]["sink"]).to_numpy().reshape(2, 3) / 2
-    np.testing.assert_allclose(images(fig)[1], expected, rtol=1e-6)
-
-
-def test_maps_of_two_models_have_one_scale():
-    table = pd.DataFrame({"model": ["a", "a", "b"], "layer": 0, "head": [0, 1, 0], "entropy": [1.0, 0.5, 2.0]})
-    own = table[table["model"] == "a"]
-    for among, top in ((None, 1.0), (table, 2.0)):
-        fig = heatmaps.head_maps(own, {"entropy": "entropy (nats)"}, among=among)
-        assert fig.axes[0].images[0].norm.vmax == top
-
-
-def test_a_statistic_that_is_not_known_is_grey_and_no_error():
-    table = pd.DataFrame(
-        {"model": "m", "layer": [0, 0], "head": [0, 1], "norm_sink": [np.nan, np.nan], "sink": [0.5, 0.25]}
-    )
-    fig = heatmaps.head_maps(table, {"sink": "weight", "norm_sink": "moved"})
-    texts_inside(fig)
-    assert images(fig)[1].mask.all()
 
 
 def test_examples_of_groups_have_a_map_each():
@@ -188,12 +127,3 @@ def test_changed_heads_are_drawn_word_by_word(text):
     difference = other.weights[layer, head, -1, :-1] - base.weights[layer, head, -1, :-1]
     np.testing.assert_allclose(panels[5][-1], difference)
     assert panels[4].mask[0, 2:].all()  # the first word sees the start and itself
-
-
-def test_real_groups_fit_the_picture():
-    model = tiny_loaded("llama")
-    table = head_table(model, case_of(model))
-    groups = group_heads(table, np.zeros((2, 4)))
-    fig = heatmaps.all_heads(torch.rand(2, 4, 6, 6).numpy(), "All", groups)
-    letters = [heatmaps.LETTERS[group] for group in groups["group"]]
-    assert sorted(text for text in texts_inside(fig) if text in "SPLBI") == sorted(letters)

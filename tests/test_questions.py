@@ -13,21 +13,20 @@ from scipy import stats
 from tests.synthetic import PANEL, measured, refreshed
 from xai_utils.evaluation.statistics import FOUND, NONE, UNDECIDED
 from xai_utils.study import measures, questions
-from xai_utils.study.ranking import board, preferred
-from xai_utils.study.tables import IG, Measured
+from xai_utils.study.tables import IG, StudyTables, board, preferred
 from xai_utils.text.entry import TextEntry
 
 
 @pytest.fixture(scope="module")
-def found() -> Measured:
+def found() -> StudyTables:
     return measured()
 
 
-def changed(found: Measured, name: str, change) -> Measured:
-    return Measured(found.study, dict(found.tables) | {name: change(found.table(name).copy())})
+def changed(found: StudyTables, name: str, change) -> StudyTables:
+    return StudyTables(found.study, dict(found.tables) | {name: change(found.table(name).copy())})
 
 
-def scores(found: Measured, text: str, model: str, method: str = PANEL) -> pd.DataFrame:
+def scores(found: StudyTables, text: str, model: str, method: str = PANEL) -> pd.DataFrame:
     rows = found.table("word_scores")
     return rows[rows["is_word"] & (rows[["text", "model", "method"]] == [text, model, method]).all(axis=1)]
 
@@ -65,7 +64,7 @@ def test_what_did_not_converge_is_not_measured(found):
 
 
 def test_p_is_that_of_all_sign_flips(found):
-    table = questions.tests(found).set_index(["question", "method"])
+    table = found.table("questions").set_index(["question", "method"])
     values = measures.evenness(found, PANEL).unstack("model")
     change = (values["ru-ts"] - values["base"]).to_numpy()
     flips = [abs(np.mean(change * signs)) for signs in product((1, -1), repeat=len(change))]
@@ -80,7 +79,7 @@ def test_p_is_that_of_all_sign_flips(found):
 
 
 def test_p_values_are_corrected_for_all_that_the_pair_is_asked(found):
-    table = questions.tests(found)
+    table = found.table("questions")
     asked = table[table["p_adjusted"].notna()]
     assert len(asked) > 3
     order = asked["p"].to_numpy().argsort()
@@ -89,7 +88,7 @@ def test_p_values_are_corrected_for_all_that_the_pair_is_asked(found):
     assert asked["p_adjusted"].to_numpy()[order] == pytest.approx(expected)
 
 
-def loud(found: Measured, texts: int) -> Measured:
+def loud(found: StudyTables, texts: int) -> StudyTables:
     """The same in which the first head gives nearly all to the first position, on so many texts, and the base more."""
 
     def louder(table: pd.DataFrame) -> pd.DataFrame:
@@ -100,34 +99,32 @@ def loud(found: Measured, texts: int) -> Measured:
     keep = [text.id for text in found.study.texts][:texts]
     tables = {name: table[table["text"].isin(keep)] for name, table in made.tables.items() if "text" in table}
     entries = tuple(text for text in found.study.texts if text.id in keep)
-    return Measured(found.study.model_copy(update={"texts": entries}), tables)
+    return StudyTables(found.study.model_copy(update={"texts": entries}), tables)
 
 
-@pytest.mark.parametrize("texts", [1, 2, 5, 12])
+@pytest.mark.parametrize("texts", [1, 5, 12])
 def test_no_claim_is_decided_on_fewer_texts_than_its_test_needs(found, texts):
     table = questions.tests(loud(found, texts)).set_index("question")
     row = table.loc["first_head_sink"]
     assert row["n"] == texts and row["difference"] > 0.3
-    assert (row["verdict"] == UNDECIDED) == (texts < 6)
+    assert row["verdict"] == (UNDECIDED if texts < 6 else questions.HOLDS)
     claimed = table[table["claim"] != ""]
     assert set(claimed["verdict"]) <= {questions.HOLDS, questions.FAILS, UNDECIDED}
     assert (claimed.loc[claimed["changed"] < 6, "verdict"] == UNDECIDED).all()
 
 
-def test_the_direction_decides_between_holding_and_not(found):
+def test_a_difference_in_the_other_direction_refutes_a_claim(found):
     quiet = changed(
         loud(found, 12), "attention_heads", lambda table: table.assign(sink=1 - table["sink"], norm_sink=np.nan)
     )
-    for made, outcome in ((loud(found, 12), questions.HOLDS), (quiet, questions.FAILS)):
-        row = questions.tests(made).set_index("question").loc["first_head_sink"]
-        assert row["verdict"] == outcome
+    assert questions.tests(quiet).set_index("question").loc["first_head_sink", "verdict"] == questions.FAILS
 
 
 def test_the_two_texts_of_a_pair_are_one_observation(found):
     pair = {"planets": "capital", "capital": "planets"}
     entries = [TextEntry.model_validate(text.model_dump() | {"pair": pair.get(text.id)}) for text in found.study.texts]
     joined = replace(found, study=found.study.model_copy(update={"texts": tuple(entries)}))
-    before, after = (questions.tests(one).set_index("question") for one in (found, joined))
+    before, after = (table.set_index("question") for table in (found.table("questions"), questions.tests(joined)))
     assert before.loc["sink", "n"] == 12 and after.loc["sink", "n"] == 11
     values = measures.sink(found, "").unstack("model")
     change = values["ru-ts"] - values["base"]
@@ -147,10 +144,12 @@ def test_one_model_is_asked_what_needs_no_second():
 
 
 def test_a_table_that_is_missing_leaves_its_questions_out(found):
-    fewer = Measured(found.study, {k: v for k, v in found.tables.items() if k not in ("attention_heads", "behaviour")})
+    fewer = StudyTables(
+        found.study, {k: v for k, v in found.tables.items() if k not in ("attention_heads", "behaviour")}
+    )
     asked = set(questions.tests(fewer)["question"])
     assert "evenness" in asked and not asked & {"sink", "answer", "first_head_sink"}
-    assert questions.tests(Measured(found.study, {})).empty
+    assert questions.tests(StudyTables(found.study, {})).empty
 
 
 def test_the_preferred_method_is_the_first_of_the_board(found):
@@ -165,17 +164,17 @@ def test_the_preferred_method_is_the_first_of_the_board(found):
         found, "faithfulness", lambda table: table.assign(share=(table["method"] == "sensitivity") * 0.9)
     )
     assert preferred(unsigned) != "sensitivity"
-    assert preferred(Measured(found.study, {"word_scores": found.table("word_scores")})) == PANEL
-    assert preferred(Measured(found.study, {})) is None
+    assert preferred(StudyTables(found.study, {"word_scores": found.table("word_scores")})) == PANEL
+    assert preferred(StudyTables(found.study, {})) is None
 
 
 def test_a_swapped_pair_turns_a_paired_question(found):
     def other(table: pd.DataFrame) -> pd.DataFrame:
         return table.assign(model=table["model"].map({"base": "ru-ts", "ru-ts": "base"}))
 
-    turned = Measured(
+    turned = StudyTables(
         found.study, {name: other(table) if "model" in table else table for name, table in found.tables.items()}
     )
-    before, after = (questions.tests(refreshed(one)).set_index(["question", "method"]) for one in (found, turned))
+    before, after = (one.table("questions").set_index(["question", "method"]) for one in (found, refreshed(turned)))
     for name in (("evenness", PANEL), ("attention_evenness", ""), ("answer", "")):
         assert after.loc[name, "difference"] == pytest.approx(-before.loc[name, "difference"])

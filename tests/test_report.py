@@ -14,11 +14,10 @@ from markupsafe import Markup
 from report import appendix, build
 from report.facts import facts
 from report.pictures import Pictures
-from tests.synthetic import measured, refreshed, study, with_path
+from tests.synthetic import alt_text, measured, refreshed, study, with_path
 from xai_utils.errors import UserError
-from xai_utils.plots.style import alt_text
 from xai_utils.study import results
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import StudyTables
 
 GOLDEN = Path(__file__).parent / "golden"
 TRIPLE = ("base", "ru-ts", "shuffled")
@@ -43,17 +42,17 @@ PUSH = {  # a change to one table that the page must follow
 
 
 @pytest.fixture(scope="module")
-def found() -> Measured:
+def found() -> StudyTables:
     return with_path(measured(texts=("planets", "capital", "moons", "bird", "proverb", "file")))
 
 
-def page(found: Measured, template: str = "index.md.j2") -> str:
+def page(found: StudyTables, template: str = "index.md.j2") -> str:
     more = appendix.parts(found, {}) if "appendix" in template else {}
     return build.render(template, facts(found), None, **more)[0]
 
 
-def changed(found: Measured, name: str, change) -> Measured:
-    return Measured(found.study, dict(found.tables) | {name: change(found.table(name).copy())})
+def changed(found: StudyTables, name: str, change) -> StudyTables:
+    return StudyTables(found.study, dict(found.tables) | {name: change(found.table(name).copy())})
 
 
 @pytest.mark.parametrize("name", PUSH)
@@ -67,9 +66,9 @@ def test_a_table_that_is_missing_is_not_spoken_of(found):
     whole = page(found)
     for name in (*PUSH, "agreement", "difference"):
         if name not in ("tokenization", "word_scores", "certificates"):
-            fewer = page(Measured(found.study, {key: table for key, table in found.tables.items() if key != name}))
+            fewer = page(StudyTables(found.study, {key: table for key, table in found.tables.items() if key != name}))
             assert len(fewer) <= len(whole) and not re.search(r"\b(None|nan)\b", fewer)
-    assert "## Can it be trusted?" in page(Measured(found.study, {}))
+    assert "## Can it be trusted?" in page(StudyTables(found.study, {}))
 
 
 def test_settings_are_those_of_the_study_file(found):
@@ -108,7 +107,7 @@ def test_texts_without_answers_are_not_compared():
     entries = tuple(text.model_copy(update={"answer": None}) for text in made.study.texts)
     tables = dict(made.tables)
     tables["behaviour"] = tables["behaviour"].assign(answer=None, probability=float("nan"))
-    text = page(refreshed(Measured(made.study.model_copy(update={"texts": entries}), tables)))
+    text = page(refreshed(StudyTables(made.study.model_copy(update={"texts": entries}), tables)))
     assert "no answer is given" in text and "became likelier" not in text and "stand apart" not in text
 
 
@@ -119,7 +118,7 @@ def test_markup_is_text(found):
     tables["word_scores"] = tables["word_scores"].assign(word=nasty)
     tables["behaviour"] = tables["behaviour"].assign(answer=nasty, next_text=nasty, continuation=nasty)
     tables["swap"] = tables["swap"].assign(part=nasty)
-    made = Measured(found.study.model_copy(update={"texts": tuple(entries)}), tables)
+    made = StudyTables(found.study.model_copy(update={"texts": tuple(entries)}), tables)
     for template in ("index.md.j2", "appendix.md.j2"):
         text = page(made, template)
         prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
@@ -144,7 +143,7 @@ def test_raw_scores_are_the_table(found):
 
 
 @pytest.fixture
-def written(found, tmp_path, monkeypatch) -> Measured:
+def written(found, tmp_path, monkeypatch) -> StudyTables:
     """A study whose tables lie where the notebooks write them."""
     monkeypatch.setenv("XAI_RUNS", str(tmp_path))
     for name, table in found.tables.items():
@@ -199,7 +198,7 @@ def test_a_notebook_says_what_the_report_says(found):
     for name in ("lead", "behaviour", "swap", "layers", "words", "trust", "attention", "claims"):
         said = build.say(found, name)
         assert said.strip() and said.strip() in whole, name
-    assert build.say(Measured(found.study, {"attention_heads": found.table("attention_heads")}), "words") == ""
+    assert build.say(StudyTables(found.study, {"attention_heads": found.table("attention_heads")}), "words") == ""
 
 
 def test_long_studies_of_a_former_checkpoint_are_left_out(found, monkeypatch):

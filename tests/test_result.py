@@ -14,7 +14,7 @@ from xai_utils.attribution.masking import players
 from xai_utils.attribution.result import from_tokens, from_words
 from xai_utils.attribution.tables import word_rows
 from xai_utils.errors import UserError
-from xai_utils.plots.html import result_html
+from xai_utils.plots.html import result_html, sentence_html
 from xai_utils.text.cases import units
 
 TEXT = 'Кошка сидела <b onclick="x">на</b> коврике\u202e'
@@ -114,8 +114,8 @@ def test_colours_share_a_scale_and_end_at_it(model):
     strongest = found.words.loc[found.words["score"].abs().idxmax()]
     own = ground(result_html(found), strongest["word"])
     assert own == "background:" + ("#053061" if strongest["score"] > 0 else "#67001f")
-    assert ground(result_html(found, reach=1e9), strongest["word"]) in ("background:#f7f6f6", "background:#f6f7f7")
-    assert ground(result_html(found, reach=1e-9), strongest["word"]) == own
+    assert ground(sentence_html(found, 1e9), strongest["word"]) in ("background:#f7f6f6", "background:#f6f7f7")
+    assert ground(sentence_html(found, 1e-9), strongest["word"]) == own
 
 
 def test_a_long_text_shows_its_largest_words_first_and_all_of_them_on_a_click(model):

@@ -17,7 +17,7 @@ TEXTS = ["The capital of France is", "The cat sat on the mat, and dogs ran", "С
 
 
 @pytest.mark.parametrize("architecture", ["llama", "llama-tied", "gpt2", "gemma3", "qwen3"])
-def test_layers_are_drawn_anew_from_the_top_and_the_model_is_left_alone(architecture):
+def test_layers_are_re_randomised_from_the_top_and_the_model_is_left_alone(architecture):
     model = tiny_loaded(architecture, **({} if architecture == "gpt2" else {"num_hidden_layers": 4}))
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
     count = len(layers(model.model))

@@ -10,8 +10,9 @@ from captum.attr import ShapleyValues
 from tests.planted import planted_model
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.absence import ABSENCES, PANEL
-from xai_utils.attribution.masking import Removal, all_subsets
-from xai_utils.attribution.shapley import WIDTH, exact_shapley, panel_shapley, shapley
+from xai_utils.attribution.masking import Removal
+from xai_utils.attribution.shapley import WIDTH, panel_shapley, shapley
+from xai_utils.attribution.subsets import all_subsets, exact_shapley
 from xai_utils.attribution.tables import word_rows
 from xai_utils.errors import UserError
 from xai_utils.text.cases import units

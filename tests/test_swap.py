@@ -179,7 +179,7 @@ def test_a_model_that_takes_no_tree_gets_prompts_one_by_one(monkeypatch):
     plain = swap(base, other, *both)
 
     class Blind(mixture.PromptTree):
-        """A tree whose nodes see all that came before, as in a model that heeds no mask."""
+        """A tree whose nodes see all that came before, as in a model that ignores its mask."""
 
         def inputs(self):
             return {"inputs_embeds": super().inputs()["inputs_embeds"]}

@@ -122,7 +122,7 @@ def doctor() -> None:
     for finding in examine():
         findings.append(finding)
         print(finding, flush=True)
-    if any(finding.state == "mend" for finding in findings):
+    if any(finding.state == "fix" for finding in findings):
         raise typer.Exit(1)
 
 
@@ -137,8 +137,8 @@ def _method(name: str | None, settings: list[str] | None) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--set {setting}: expected key=value; write for example --set {setting}=1")
         if key not in known:
-            told = nearest(key, known) if known else "it has none"
-            raise UserError(f"--set {key}: {name} has no such setting; {told}")
+            hint = nearest(key, known) if known else "it has none"
+            raise UserError(f"--set {key}: {name} has no such setting; {hint}")
         given[key] = _typed(key, text, known[key])
     return {"method": name} | given
 

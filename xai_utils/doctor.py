@@ -15,13 +15,13 @@ from pathlib import Path
 from xai_utils.files import ROOT, cache_folder, is_whole
 
 OLDEST = (3, 11)
-ROOM = 2e9  # bytes: the default model with its wheel, and the results of a study
+NEEDED_BYTES = 2e9  # bytes: the default model with its wheel, and the results of a study
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: `ok`, `optional` where something is missing that few need, or `mend`."""
+    """One thing that was looked at: `ok`, `optional` where something is missing that few need, or `fix`."""
 
     state: str
     what: str
@@ -43,7 +43,7 @@ def examine() -> Iterator[Finding]:
 def _python() -> Finding:
     version = platform.python_version()
     if sys.version_info < OLDEST:
-        return Finding("mend", f"Python {version}; 3.11 or newer is needed: make PYTHON=python3.12")
+        return Finding("fix", f"Python {version}; 3.11 or newer is needed: make PYTHON=python3.12")
     return Finding("ok", f"Python {version}")
 
 
@@ -63,7 +63,7 @@ def _packages(file: Path) -> Iterator[Finding]:
         if installed.partition("+")[0] != version:  # torch names its build behind a plus
             other.append(f"{name} {installed} instead of {version}")
     if missing:
-        yield Finding("mend", f"not installed: {', '.join(missing)}; run make setup")
+        yield Finding("fix", f"not installed: {', '.join(missing)}; run make setup")
     if other:
         yield Finding("optional", f"other versions than pinned: {', '.join(other)}; run make setup for the pinned ones")
     if not missing and not other:
@@ -77,11 +77,11 @@ def _models() -> Iterator[Finding]:
         if is_whole(convert.place(cache_folder() / "models", name, model.sha256)):
             yield Finding("ok", f"model {name}")
         else:
-            yield Finding("mend", f"model {name} is not fetched yet; run python -m xai_utils fetch")
+            yield Finding("fix", f"model {name} is not fetched yet; run python -m xai_utils fetch")
     for folder in sorted((ROOT / "models").glob("*/adapter_config.json")):
         there = (folder.parent / "adapter_model.safetensors").is_file()
         name = f"adapter models/{folder.parent.name}"
-        yield Finding("ok", name) if there else Finding("mend", f"{name} lacks its weights; check it out again")
+        yield Finding("ok", name) if there else Finding("fix", f"{name} lacks its weights; check it out again")
 
 
 def _gpu() -> Finding:
@@ -105,7 +105,7 @@ def _cache() -> Finding:
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if not os.access(there, os.W_OK):
-        return Finding("mend", f"the cache {folder} cannot be written; set XAI_CACHE to a folder that you may write")
-    if free < ROOM:
-        return Finding("mend", f"the cache {folder} has {free / 1e9:.1f} GB free; free some, or set XAI_CACHE")
+        return Finding("fix", f"the cache {folder} cannot be written; set XAI_CACHE to a folder that you may write")
+    if free < NEEDED_BYTES:
+        return Finding("fix", f"the cache {folder} has {free / 1e9:.1f} GB free; free some, or set XAI_CACHE")
     return Finding("ok", f"cache {folder}, {free / 1e9:.0f} GB free")

@@ -1,4 +1,4 @@
-"""What the user can mend, said in one line: what was wrong, what was expected, what to do."""
+"""What the user can fix, in one line: what was wrong, what was expected, what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ MORE = "--debug shows where"  # how a line ends on an error that nobody foresaw
 
 
 class UserError(Exception):
-    """Something the user can mend, said in one line: what was wrong, what was expected, what to do."""
+    """Something the user can fix, in one line: what was wrong, what was expected, what to do."""
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback."""

@@ -127,24 +127,18 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def refusals(path: Path) -> Iterator[None]:
-    """What the system refuses while `path` is written becomes a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); expected a folder with free space; free some or set XAI_RUNS"
-        ) from None
-
-
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path`, then put it in place; an interruption leaves the old file.
 
     Raises UserError when the disk is full or the folder cannot be written.
     """
-    with refusals(path), whole(path) as temporary:
-        write(temporary)
+    try:
+        with whole(path) as temporary:
+            write(temporary)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); expected a folder with free space; free some or set XAI_RUNS"
+        ) from None
     return path
 
 

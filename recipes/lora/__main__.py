@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from recipes.lora import pipeline
-from xai_utils.study.config import UserError
+from xai_utils.errors import UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

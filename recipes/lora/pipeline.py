@@ -17,7 +17,7 @@ from recipes.token_substitution import publish as shared
 from recipes.token_substitution.corpus import Corpus
 from xai_utils.files import cache_folder
 from xai_utils.models import loading
-from xai_utils.study.config import ModelEntry
+from xai_utils.models.entry import ModelEntry
 
 BASE = first.BASE
 TWO_CORES = train.Recipe()  # at most an hour

@@ -10,13 +10,14 @@ from safetensors.torch import save_file
 
 from recipes.lora import train
 from recipes.token_substitution import publish as shared
-from xai_utils.study.config import ROOT, UserError
+from xai_utils.errors import UserError
+from xai_utils.files import ROOT
 
 NAME = "smollm2-135m-help"
 LIMIT = 8 * 2**20  # bytes of the whole checkpoint
 TEMPLATE = "lora_card.md.j2"
 GROUPS = "help", "aphorisms and stories"
-TOLD = (
+COLUMNS = (
     "trial",
     "rank",
     "rate",
@@ -73,8 +74,8 @@ def write_card(folder: Path) -> None:
     names = ("evaluation", "samples", "training", "recipe", "corpus")
     found = {name: shared.read_table(name, folder) for name in names}
     trials = folder / shared.TABLES / "trials.csv"
-    told = shared.read_table("trials", folder)[list(TOLD)] if trials.is_file() else pd.DataFrame()
-    shared.write_card(folder, facts(found, told), TEMPLATE)
+    shown = shared.read_table("trials", folder)[list(COLUMNS)] if trials.is_file() else pd.DataFrame()
+    shared.write_card(folder, facts(found, shown), TEMPLATE)
 
 
 def facts(found: dict[str, pd.DataFrame], trials: pd.DataFrame) -> dict[str, object]:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
-from xai_utils.study.config import UserError
+from recipes.training import check_same_settings, machine
+from xai_utils.errors import UserError
 
 FILE = "adapter.safetensors"
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -187,11 +188,7 @@ class Trainer:
         os.replace(partial, self.folder / FILE)
 
     def _machine(self) -> dict[str, str]:
-        """What trains, and the arithmetic of the base."""
-        device, threads = self.model.device, torch.get_num_threads()
-        cores = "a CPU core" if threads == 1 else f"{threads} CPU cores"
-        name = f"one {torch.cuda.get_device_name(device)}" if device.type == "cuda" else cores
-        return {"device": name, "dtype": str(self.model.dtype).removeprefix("torch.")}
+        return machine(self.model.device, torch.get_num_threads(), self.model.dtype)
 
     def _resume(self) -> None:
         if not (self.folder / FILE).exists():
@@ -199,12 +196,7 @@ class Trainer:
         tensors, told = read_checkpoint(self.folder)
         begun = told["recipe"] | {"arithmetic": told["machine"]["dtype"], "text": told["data"]}
         here = asdict(self.recipe) | {"arithmetic": self._machine()["dtype"], "text": self.data}
-        other = [name for name, value in here.items() if begun.get(name) != value]
-        if other:
-            raise UserError(
-                f"{self.folder / FILE} was begun with other settings ({', '.join(other)}); expected the same; "
-                f"delete {self.folder} to begin anew"
-            )
+        check_same_settings(self.folder / FILE, begun, here)
         self.step, self.log = told["step"], told["log"]
         for name, weight in self.weights.items():
             with torch.no_grad():

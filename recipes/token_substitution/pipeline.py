@@ -30,7 +30,7 @@ from xai_utils.models.entry import ModelEntry
 BASE = "smollm2-135m-instruct"
 TWO_CORES = train.Recipe()  # about 2.5 hours with corpus and evaluation
 GPU = train.Recipe(steps=1200, sequences=64, rate=3e-3, fall=0.5, replays=0, checkpoint_every=20)  # minutes
-BEGINNINGS = {  # of new rows, as the card tells them
+BEGINNINGS = {  # of new rows, as the card describes them
     "random": "at random",
     "mean": "as the mean of their old pieces' rows",
     "translated": "between the rows of their translations and the mean of their old pieces' rows",
@@ -262,11 +262,11 @@ def facts(found: dict[str, pd.DataFrame]) -> dict[str, object]:
         "kinds": kinds[list(ENTRIES)].round(3).reset_index(),
         "corpus": sizes,
         "samples": found["samples"].query("model in ('base', 'trained')")[["prompt", "model", "continuation"]],
-        "trials": trials_told(),
+        "trials": trials_table(),
     }  # fmt: skip
 
 
-def trials_told() -> pd.DataFrame:
+def trials_table() -> pd.DataFrame:
     """What `python -m recipes.token_substitution trials` found, as the card shows it; empty before it has run."""
     if not publish.has_table("trials"):
         return pd.DataFrame()

@@ -175,7 +175,7 @@ def read_manual(data: bytes) -> list[str]:
 
 
 def read_pairs(data: bytes) -> Pair:
-    """English and Russian strings of a compiled message catalogue, markup and accelerator marks taken away."""
+    """English and Russian strings of a compiled message catalogue, without markup and accelerator marks."""
     catalogue = gettext.GNUTranslations(io.BytesIO(data))._catalog  # type: ignore[attr-defined]  # there is no public way to list it
     pairs = [(key if isinstance(key, str) else key[0], value) for key, value in catalogue.items() if key]
     english, russian = (

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from recipes.token_substitution.substituted import Features, Substituted, output_surprise
+from recipes.training import check_same_settings, machine
 from xai_utils.errors import UserError
 
 TOGETHER = 16  # sequences that go through the body at once: what bounds the memory of a step
@@ -244,11 +245,7 @@ class Trainer:
         os.replace(partial, self.folder / "rows.pt")
 
     def _machine(self) -> dict[str, str]:
-        """What trains, and the arithmetic of the body."""
-        device = self.model.rows.device
-        cores = "a CPU core" if self.worker.workers == 1 else f"{self.worker.workers} CPU cores"
-        name = f"one {torch.cuda.get_device_name(device)}" if device.type == "cuda" else cores
-        return {"device": name, "dtype": str(self.model.kept.dtype).removeprefix("torch.")}
+        return machine(self.model.rows.device, self.worker.workers, self.model.kept.dtype)
 
     def _resume(self) -> None:
         file = self.folder / "rows.pt"
@@ -257,12 +254,7 @@ class Trainer:
         state = read_checkpoint(self.folder)
         begun = state["recipe"] | {"arithmetic": state["machine"]["dtype"], "text": state["data"]}
         here = asdict(self.recipe) | {"arithmetic": self._machine()["dtype"], "text": self.data}
-        other = [name for name, value in here.items() if begun.get(name) != value]
-        if other:
-            raise UserError(
-                f"{file} was begun with other settings ({', '.join(other)}); expected the same; "
-                f"delete {self.folder} to begin anew"
-            )
+        check_same_settings(file, begun, here)
         self.step, self.log = state["step"], state["log"]
         with torch.no_grad():
             self.model.rows.copy_(state["rows"])

@@ -20,7 +20,7 @@ from report.facts.difference import Layers, Swap, layers, swap
 from report.facts.scope import Adaptation, Scope, adaptation, scope
 from report.facts.trust import Trust, trust
 from report.facts.words import Words, words
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import StudyTables
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Facts:
     claims: Claims | None
 
 
-def facts(found: Measured, evidence: Mapping[str, pd.DataFrame] | None = None) -> Facts:
+def facts(found: StudyTables, evidence: Mapping[str, pd.DataFrame] | None = None) -> Facts:
     """All facts of a study; `evidence` holds the tables of the long studies on the same models, by name."""
-    told = behaviour(found)
-    headline = told.headline.id if told and told.headline else found.headline
+    asked = behaviour(found)
+    headline = asked.headline.id if asked and asked.headline else found.headline
     return Facts(
         scope=scope(found),
         adaptation=adaptation(found),
-        behaviour=told,
+        behaviour=asked,
         swap=swap(found, headline),
         layers=layers(found, headline),
         words=words(found, headline),

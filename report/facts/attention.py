@@ -8,7 +8,7 @@ import pandas as pd
 
 from report.facts.rows import rows
 from xai_utils.study.attention import change_of_heads
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import StudyTables
 
 HALF = 0.5
 
@@ -72,7 +72,7 @@ class Attention:
     change: Change | None
 
 
-def attention(found: Measured) -> Attention | None:
+def attention(found: StudyTables) -> Attention | None:
     table = found.table("attention_heads")
     own = table[table["model"].isin(found.pair)] if len(table) else table
     if own.empty:
@@ -93,12 +93,12 @@ def _moving(heads: pd.DataFrame) -> bool:
     return "norm_sink" in heads and bool(heads["norm_sink"].notna().any())
 
 
-def _has_first(found: Measured, label: str) -> bool:
+def _has_first(found: StudyTables, label: str) -> bool:
     table = found.table("attention_first_head")
     return bool(len(table) and (table["model"] == label).any())
 
 
-def _first(found: Measured, label: str) -> FirstHead:
+def _first(found: StudyTables, label: str) -> FirstHead:
     table = found.table("attention_first_head")
     own = table[table["model"] == label]
     heads = found.table("attention_heads")
@@ -116,7 +116,7 @@ def even_share(tokens: int) -> float:
     return sum(1 / seen for seen in range(2, tokens + 1)) / max(tokens - 1, 1)
 
 
-def _end(found: Measured) -> Rollout | None:
+def _end(found: StudyTables) -> Rollout | None:
     table = found.table("attention_rollout")
     own = table[table["model"] == found.base] if len(table) else table
     if own.empty:
@@ -125,7 +125,7 @@ def _end(found: Measured) -> Rollout | None:
     return Rollout(float(last["rollout"].mean()), float(last["rollout_uniform"].mean()))
 
 
-def _change(found: Measured) -> Change | None:
+def _change(found: StudyTables) -> Change | None:
     table = found.table("attention_change")
     own = table[table["other"] == found.adapted] if len(table) else table
     if own.empty:
@@ -144,7 +144,7 @@ def _change(found: Measured) -> Change | None:
     )
 
 
-def table_of_heads(found: Measured) -> pd.DataFrame:
+def table_of_heads(found: StudyTables) -> pd.DataFrame:
     """`change_of_heads` of the adapted model, for the figure; empty for one model."""
     table = found.table("attention_change")
     own = table[table["other"] == found.adapted] if len(table) else table

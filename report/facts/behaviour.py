@@ -10,7 +10,7 @@ import pandas as pd
 from report.facts.rows import Row, rows
 from xai_utils.evaluation.panels import COMPETENT
 from xai_utils.evaluation.trust import SURE
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import StudyTables
 
 NOTICED = 0.1  # a change of an answer's probability by this share of itself; less is not called another behaviour
 STEADY = math.log1p(NOTICED)  # the same in nats
@@ -88,7 +88,7 @@ class Behaviour:
         return len(self.not_given)
 
 
-def behaviour(found: Measured) -> Behaviour | None:
+def behaviour(found: StudyTables) -> Behaviour | None:
     table = found.table("behaviour")
     if table.empty:
         return None
@@ -130,7 +130,7 @@ def clearest(prompts: tuple[Prompt, ...]) -> Prompt | None:
     return max(sure, key=lambda prompt: abs(prompt.change or 0), default=None)
 
 
-def _prompt(found: Measured, table: pd.DataFrame, text: str) -> Prompt | None:
+def _prompt(found: StudyTables, table: pd.DataFrame, text: str) -> Prompt | None:
     entry = next(entry for entry in found.study.texts if entry.id == text)
     of = {row["model"]: row for row in rows(table[table["text"] == text])}
     if not set(found.pair) <= set(of):
@@ -157,7 +157,7 @@ def _moved(prompt: Prompt) -> float:
     return abs(other - base)
 
 
-def _shown(prompts: tuple[Prompt, ...], found: Measured) -> tuple[Prompt, ...]:
+def _shown(prompts: tuple[Prompt, ...], found: StudyTables) -> tuple[Prompt, ...]:
     """The headline, the least changed of the other sure ones, and the study's first; in the study's order."""
     chosen = [clearest(prompts), prompts[0]]
     rest = [prompt for prompt in prompts if prompt.sure and prompt not in chosen]

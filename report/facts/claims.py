@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from report.facts.rows import Row, rows
 from xai_utils.evaluation.statistics import UNDECIDED
 from xai_utils.study.questions import FAILS, HOLDS
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import StudyTables
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Claims:
         return len(self.claims)
 
 
-def claims(found: Measured) -> Claims | None:
+def claims(found: StudyTables) -> Claims | None:
     """None for a study that does not name the original's claims, or whose questions were not put."""
     table = found.table("questions")
     asked = table[table["claim"].fillna("") != ""] if len(table) and "claim" in table else table

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from report.facts.rows import rows
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import StudyTables
 
 NAMED = 3  # parts or layers that are named
 KINDS = ("reading", "writing", "layers")
@@ -74,8 +74,8 @@ class Swap:
         return steps.get("tokenizer", 0.0) < 0 < sum(steps.values())
 
 
-def swap(found: Measured, headline: str | None) -> Swap | None:
-    """None without a table `swap`; `headline` is the text whose split is told."""
+def swap(found: StudyTables, headline: str | None) -> Swap | None:
+    """None without a table `swap`; `headline` is the text whose split is shown."""
     table = _of_pair(found, "swap")
     if table.empty:
         return None
@@ -100,7 +100,7 @@ def swap(found: Measured, headline: str | None) -> Swap | None:
     )
 
 
-def _of_pair(found: Measured, name: str) -> pd.DataFrame:
+def _of_pair(found: StudyTables, name: str) -> pd.DataFrame:
     table = found.table(name)
     if table.empty or "other" not in table:
         return table
@@ -114,7 +114,7 @@ def _split(table: pd.DataFrame, text: str) -> Split:
     return Split(text, float(table["score"].sum()), reading, writing, layers, largest)
 
 
-def _bridge(found: Measured, headline: str | None) -> tuple[Step, ...]:
+def _bridge(found: StudyTables, headline: str | None) -> tuple[Step, ...]:
     table = _of_pair(found, "bridge")
     steps = []
     for name, part in table.groupby("step", sort=False) if len(table) else ():
@@ -177,7 +177,7 @@ class Layers:
     removal: Removal | None
 
 
-def layers(found: Measured, headline: str | None) -> Layers | None:
+def layers(found: StudyTables, headline: str | None) -> Layers | None:
     """None without the tables of the adapter path."""
     table, proofs = (_of_pair(found, name) for name in ("adapter_path_words", "adapter_path_certificates"))
     if table.empty or proofs.empty:
@@ -193,7 +193,7 @@ def layers(found: Measured, headline: str | None) -> Layers | None:
     )
 
 
-def _map(found: Measured, table: pd.DataFrame) -> Map | None:
+def _map(found: StudyTables, table: pd.DataFrame) -> Map | None:
     """The map of one text; None without its rows."""
     by_layer = sorted(rows(_sums(table.dropna(subset="layer"), ["layer"])), key=lambda row: -abs(row["score"]))
     if not by_layer:
@@ -208,7 +208,7 @@ def _sums(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return table.groupby(by)["score"].sum().reset_index()
 
 
-def _removal(found: Measured) -> Removal | None:
+def _removal(found: StudyTables) -> Removal | None:
     table = _of_pair(found, "layer_deletion")
     if table.empty:
         return None

@@ -11,7 +11,7 @@ from xai_utils.errors import UserError
 from xai_utils.evaluation.statistics import decidable
 from xai_utils.files import locate
 from xai_utils.models.entry import ModelEntry
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import StudyTables
 
 SEEN = 0.02  # a change of tokens or bits by this share of them is worth a sentence
 
@@ -100,7 +100,7 @@ class Adaptation:
     parts: tuple[Quality, ...]  # a language and kind of text each
 
 
-def scope(found: Measured) -> Scope:
+def scope(found: StudyTables) -> Scope:
     study = found.study
     return Scope(
         study=study.name,
@@ -125,13 +125,13 @@ def scope(found: Measured) -> Scope:
     )
 
 
-def _cuts(found: Measured) -> Iterator[Cut]:
+def _cuts(found: StudyTables) -> Iterator[Cut]:
     table = found.table("tokenization")
     for row in rows(table[table["truncated"] > 0]) if len(table) else ():
         yield Cut(row["text"], row["model"], int(row["truncated"]))
 
 
-def adaptation(found: Measured) -> Adaptation | None:
+def adaptation(found: StudyTables) -> Adaptation | None:
     """None without an adapted model that has an adapter on disk."""
     entry = next((model for model in found.study.models if model.label == found.adapted), None)
     if entry is None or not entry.adapter:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from report.facts.rows import known, rows
-from xai_utils.study.ranking import CEILING, PANEL, board, preferred
-from xai_utils.study.tables import IG, ORIGINAL, Measured
-from xai_utils.study.told import cards
+from xai_utils.study.from_tables import cards
+from xai_utils.study.tables import CEILING, IG, ORIGINAL, PANEL_METHOD, StudyTables, board, preferred
 
 HALF = 0.5
 LEVELS = ("passes", "doubtful", "fails", "unknown")
@@ -125,8 +124,8 @@ class Trust:
         return own is not None and order is not None and own < order
 
 
-def trust(found: Measured, evidence: Mapping[str, pd.DataFrame], headline: str | None = None) -> Trust:
-    """`headline` is the text whose trust cards are told, `evidence` the tables of the long studies."""
+def trust(found: StudyTables, evidence: Mapping[str, pd.DataFrame], headline: str | None = None) -> Trust:
+    """`headline` is the text whose trust cards are shown, `evidence` the tables of the long studies."""
     every = [
         Rank(str(row["method"]), known(row["other"]), known(row["own"]), int(row["cases"]), bool(row["control"]))
         for row in rows(board(found))
@@ -152,7 +151,7 @@ def trust(found: Measured, evidence: Mapping[str, pd.DataFrame], headline: str |
     )
 
 
-def _cards(found: Measured, headline: str | None) -> tuple[Card, ...]:
+def _cards(found: StudyTables, headline: str | None) -> tuple[Card, ...]:
     method = preferred(found)
     made = cards(found, headline, method) if headline and method else {}
     return tuple(
@@ -166,7 +165,7 @@ def _ceiling(table: pd.DataFrame) -> float | None:
     return known(own["share"].mean()) if len(own) else None
 
 
-def _proof(found: Measured) -> Proof | None:
+def _proof(found: StudyTables) -> Proof | None:
     own = found.chosen("certificates", IG)
     own = own[own["model"].isin(found.pair)] if len(own) else own
     if own.empty:
@@ -174,7 +173,7 @@ def _proof(found: Measured) -> Proof | None:
     return Proof(len(own), int(own["converged"].sum()), int(own["evaluations"].median()), str(own["baseline"].iloc[0]))
 
 
-def _fixed(found: Measured) -> Fixed | None:
+def _fixed(found: StudyTables) -> Fixed | None:
     own = found.explained("certificates")
     own = own[(own["method"] == ORIGINAL) & own["model"].isin(found.pair)] if len(own) else own
     if own.empty:
@@ -183,9 +182,9 @@ def _fixed(found: Measured) -> Fixed | None:
     return Fixed(found.study.steps, len(own), int(own["converged"].sum()), float(errors.median()), float(errors.max()))
 
 
-def _stability(found: Measured) -> Stability | None:
+def _stability(found: StudyTables) -> Stability | None:
     table = found.table("stability")
-    own = table[table["model"].isin(found.pair) & (table["method"] == PANEL)] if len(table) else table
+    own = table[table["model"].isin(found.pair) & (table["method"] == PANEL_METHOD)] if len(table) else table
     own = own.dropna(subset=["rank_correlation", "one_sign", "same_top"]) if len(own) else own
     if own.empty:
         return None

@@ -10,8 +10,7 @@ import pandas as pd
 from report.facts.rows import Row, known, rows
 from xai_utils.evaluation.agreement import one_setting
 from xai_utils.evaluation.statistics import certified
-from xai_utils.study.ranking import preferred
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import StudyTables, preferred
 from xai_utils.text.words import told_apart
 
 NAMED = 3  # differences that are named
@@ -96,7 +95,7 @@ class Words:
         return any(count < self.words for count in self.stand)
 
 
-def words(found: Measured, headline: str | None) -> Words | None:
+def words(found: StudyTables, headline: str | None) -> Words | None:
     """None where no score of the preferred method is there."""
     method = preferred(found)
     scored = found.words(method).dropna(subset="score") if method else pd.DataFrame()
@@ -130,7 +129,7 @@ def words(found: Measured, headline: str | None) -> Words | None:
     )
 
 
-def _sentence(found: Measured, scored: pd.DataFrame, text: str) -> Sentence | None:
+def _sentence(found: StudyTables, scored: pd.DataFrame, text: str) -> Sentence | None:
     """None where a model of the pair has no score."""
     entry = next(entry for entry in found.study.texts if entry.id == text)
     own = scored[scored["text"] == text].sort_values("start")
@@ -149,7 +148,7 @@ def _names(words: pd.DataFrame) -> dict[int, str]:
     return dict(zip(once["start"], told_apart(once["word"].astype(str).tolist()), strict=True))
 
 
-def _word(found: Measured, of: Rows, start: int, name: str, comparable: bool) -> Word:
+def _word(found: StudyTables, of: Rows, start: int, name: str, comparable: bool) -> Word:
     scores = tuple(_score(of[label][start]) for label in found.pair)
     changes = [
         abs(float(of[model.label][start]["score"]) - scores[0].score)
@@ -185,7 +184,7 @@ def _difference(sentence: Sentence, word: Word) -> Difference:
     return Difference(sentence.text, word.word, base, other, other - base)
 
 
-def _votes(found: Measured, text: str) -> tuple[tuple[Votes, ...], int]:
+def _votes(found: StudyTables, text: str) -> tuple[tuple[Votes, ...], int]:
     """The word that most methods name the most important, a model each; certified scores alone have a vote."""
     every = found.explained("word_scores")
     own = every[(every["text"] == text) & every["is_word"].astype(bool) & every["method"].isin(found.study.methods)]

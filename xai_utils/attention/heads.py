@@ -1,7 +1,7 @@
 """Heads grouped by what they do: start of the text, previous token, near by, far and wide, repeated tokens (induction).
 
 One rule for all groups: a head belongs to the place that takes at least half of the mass it could take beyond what
-attention that does not choose puts there. Four places are measured on a study's own texts; induction, attention to the
+uniform attention puts there. Four places are measured on a study's own texts; induction, attention to the
 token that followed the last occurrence of the present one, on random tokens read twice (Olsson et al. 2022,
 arXiv 2209.11895), where nothing but the repetition can be known. A group says where a head looks on these texts; it
 does not say what the head is for.
@@ -52,28 +52,24 @@ def probe_ids(model: LoadedModel, seed: int = 0, length: int = PROBE_LENGTH) -> 
     return start + tokens + tokens
 
 
-def induction(
-    model: LoadedModel, seed: int = 0, length: int = PROBE_LENGTH, draws: int = PROBE_DRAWS
-) -> Float[np.ndarray, "layer head"]:
+def induction(model: LoadedModel, seed: int = 0, draws: int = PROBE_DRAWS) -> Float[np.ndarray, "layer head"]:
     """Mean mass that queries of the second reading put on the token after their first occurrence, over random draws."""
     scores: list[np.ndarray] = []
     for draw in range(draws):
-        stream(
-            model, probe_ids(model, seed + draw, length), lambda layer: scores.append(_follow(layer.weights, length))
-        )
+        stream(model, probe_ids(model, seed + draw), lambda layer: scores.append(_follow(layer.weights)))
     return np.stack(scores).reshape(draws, -1, len(scores[0])).mean(0)
 
 
-def _follow(weights: Float[Tensor, "head query key"], length: int) -> Float[np.ndarray, " head"]:
-    """Mean mass from each query i of the second reading on key i - (length - 1), the token after its first occurrence.
+def _follow(weights: Float[Tensor, "head query key"]) -> Float[np.ndarray, " head"]:
+    """Mean mass from each query i of the second reading on the token after its first occurrence, key i + 1 - length.
 
     The diagonal's first two entries belong to queries of the first reading.
     """
-    return weights.diagonal(1 - length, dim1=-2, dim2=-1)[:, 2:].mean(-1).double().cpu().numpy()
+    return weights.diagonal(1 - PROBE_LENGTH, dim1=-2, dim2=-1)[:, 2:].mean(-1).double().cpu().numpy()
 
 
 def _beyond_chance(mass: pd.Series, chance: pd.Series | float) -> pd.Series:
-    """Of the mass that attention which does not choose leaves elsewhere, the share that a head puts here.
+    """Of the mass that uniform attention leaves elsewhere, the share that a head puts here.
 
     >>> _beyond_chance(pd.Series([0.2, 0.6, 1.0]), 0.2).round(3).tolist()
     [0.0, 0.5, 1.0]
@@ -99,7 +95,7 @@ def group_heads(table: pd.DataFrame, scores: Float[np.ndarray, "layer head"]) ->
         chance = usable["tokens"].map({count: found[place].item() for count, found in plain.items()})
         usable[place] = _beyond_chance(usable[place], chance)
     heads = usable.groupby(["layer", "head"], as_index=False)[PLACES[1:]].mean()
-    chance = _follow(uniform(2 * PROBE_LENGTH + 1)[None], PROBE_LENGTH).item()
+    chance = _follow(uniform(2 * PROBE_LENGTH + 1)[None]).item()
     heads.insert(2, "induction", _beyond_chance(pd.Series(scores.ravel()), chance))
     shares = heads[PLACES]
     broad = shares.max(axis=1) < MAJORITY

@@ -57,7 +57,7 @@ def _rows_to_one(weights: Tensor) -> Tensor:
 
 @contextmanager
 def eager(model: PreTrainedModel) -> Iterator[None]:
-    """Eager attention inside, whatever it was before outside: only eager computes the weights as a tensor.
+    """Eager attention inside, as before outside: only eager computes the weights as a tensor.
 
     Raises UserError where the architecture cannot be switched.
     """
@@ -209,7 +209,7 @@ def weights(model: LoadedModel, case: Case) -> Float[Tensor, "layer head query k
 
 
 def uniform(length: int) -> Float[Tensor, "query key"]:
-    """Causal attention that does not choose: each query spreads over itself and all before it alike.
+    """Uniform causal attention: each query spreads evenly over itself and all before it.
 
     >>> uniform(3)
     tensor([[1.0000, 0.0000, 0.0000],
@@ -301,8 +301,8 @@ def observations(weights: Float[Tensor, "query key"]) -> dict[str, float]:
 
     `start_self`: the first position's mass on itself (1 in every causal head: it has nothing else to look at). `sink`:
     mean mass of the others on it, and `sink_majority` the share of them that give it more than half. `diagonal_min`,
-    `_mean`, `_max`: their mass on themselves. `entropy` against `uniform_entropy`, that of attention that does not
-    choose, and `local` (the last four positions) against `uniform_local`: whether the head gathers from afar.
+    `_mean`, `_max`: their mass on themselves. `entropy` against `uniform_entropy`, that of uniform
+    causal attention, and `local` (the last four positions) against `uniform_local`: whether the head gathers from afar.
 
     >>> found = observations(uniform(3))
     >>> round(found["sink"], 4), found["diagonal_max"], found["entropy"] == found["uniform_entropy"]

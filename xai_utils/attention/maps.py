@@ -7,27 +7,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from xai_utils.attention.layers import Layer, pool, stream, without_sink
+from xai_utils.attention.layers import Layer, pool, stream
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
 SIZE = 64  # rows of a map, above which neighbours are pooled
 
 
-def maps(
-    model: LoadedModel, case: Case, size: int = SIZE, apart: bool = False
-) -> Float[np.ndarray, "layer head row column"]:
-    """Every head's map for one picture: a text of more than `size` tokens pooled to `size` blocks of neighbours.
-
-    `apart` sets the first position apart, so that the maps start at the second token.
-    """
-    length = len(case.tokens) - apart
+def maps(model: LoadedModel, case: Case, size: int = SIZE) -> Float[np.ndarray, "layer head row column"]:
+    """Every head's map for one picture: a text of more than `size` tokens pooled to `size` blocks of neighbours."""
+    length = len(case.tokens)
     membership = torch.nn.functional.one_hot(_blocks(length, size)).double() if length > size else None
     found: list[np.ndarray] = []
 
     def reduce(layer: Layer) -> None:
-        part = without_sink(layer.weights) if apart else layer.weights
-        part = part if membership is None else pool(part.nan_to_num(), membership.to(part))
+        part = layer.weights if membership is None else pool(layer.weights, membership)
         found.append(part.float().cpu().numpy())
 
     stream(model, case.ids, reduce)

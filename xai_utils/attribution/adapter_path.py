@@ -46,13 +46,13 @@ class WeightPath:
     def __init__(self, both: Pair):
         self.both = both
         self.blend = blend(both.base.model, both.other.model)
-        if both.base.case.ids != both.other.case.ids or both.base.strands != both.other.strands:
+        if both.base.case.ids != both.other.case.ids or both.base.continuations != both.other.continuations:
             raise UserError(
                 f"text '{both.base.case.text_id}': '{both.base.model.label}' and '{both.other.model.label}' read or "
                 "write it in different tokens, and a path along weights needs the same ones; use swap attribution"
             )
         prompt = both.base.case.ids
-        self.ids = [[*prompt, *ids[:-1]] for _, ids in both.base.strands]
+        self.ids = [[*prompt, *ids[:-1]] for _, ids in both.base.continuations]
         self._rows = [[side.embed(ids) for side in both.sides] for ids in self.ids]
         moved = any(not torch.equal(*rows) for rows in self._rows)
         self.modules = (*((INPUT,) if moved else ()), *self.blend.places)
@@ -69,26 +69,23 @@ class WeightPath:
 
     def values(self, alphas: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
         """F at some points, without gradients."""
-        return np.sum([sign * self._passed(alphas, strand, False)[0] for strand, (sign, _) in self._strands], axis=0)
+        signs = [sign for sign, _ in self.both.base.continuations]
+        return np.sum([sign * self._passed(alphas, index, False)[0] for index, sign in enumerate(signs)], axis=0)
 
     def densities(
         self, alphas: Float[np.ndarray, " point"]
     ) -> tuple[Float[np.ndarray, " point"], Float[np.ndarray, "point part"]]:
         """F, and dF/dalpha of each module at each position, flattened [module, position]."""
         values, slopes = np.zeros(len(alphas)), np.zeros((len(alphas), len(self.modules), self.width))
-        for strand, (sign, _) in self._strands:
-            value, slope = self._passed(alphas, strand, True)
+        for index, (sign, _) in enumerate(self.both.base.continuations):
+            value, slope = self._passed(alphas, index, True)
             values += sign * value
-            slopes[:, :, self._columns[strand]] += sign * slope
+            slopes[:, :, self._columns[index]] += sign * slope
         return values, slopes.reshape(len(alphas), -1)
 
-    @property
-    def _strands(self) -> list[tuple[int, tuple[float, tuple[int, ...]]]]:
-        return list(enumerate(self.both.base.strands))
-
-    def _passed(self, alphas: np.ndarray, strand: int, graded: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _passed(self, alphas: np.ndarray, index: int, graded: bool) -> tuple[np.ndarray, np.ndarray]:
         """The score of one continuation at some points, and its slopes [point, module, position] if asked for."""
-        mine, theirs = self._rows[strand]
+        mine, theirs = self._rows[index]
         points = torch.tensor(alphas, device=mine.device, dtype=mine.dtype)
         embeds = mine.expand(len(alphas), -1, -1)
 
@@ -97,12 +94,12 @@ class WeightPath:
                 scales = [
                     points[rows, None].repeat(1, len(mine)).requires_grad_(graded) for _ in range(len(self.modules))
                 ]
-                score = self._score(scales, strand)
+                score = self._score(scales, index)
                 slopes = torch.autograd.grad(score.sum(), scales, materialize_grads=True) if graded else scales[:0]
             return score.detach(), torch.stack(slopes, 1) if graded else score.detach()
 
-        room = max(positions(self.both.base.model) // (2 * len(mine)), 1)  # a pass keeps what both models compute
-        scores, slopes = (torch.cat(column) for column in zip(*in_passes(part, embeds, room), strict=True))
+        batch_size = max(positions(self.both.base.model) // (2 * len(mine)), 1)  # a pass keeps what both models compute
+        scores, slopes = (torch.cat(column) for column in zip(*in_passes(part, embeds, batch_size), strict=True))
         if not slopes.isfinite().all():
             raise UserError(
                 f"the gradient between '{self.both.base.model.label}' and '{self.both.other.model.label}' is not "
@@ -110,10 +107,10 @@ class WeightPath:
             )
         return scores.double().cpu().numpy(), slopes.double().cpu().numpy()
 
-    def _score(self, scales: list[Tensor], strand: int) -> Float[Tensor, " point"]:
+    def _score(self, scales: list[Tensor], index: int) -> Float[Tensor, " point"]:
         """The score of one continuation with these scales [point, position] of the modules."""
-        mine, theirs = self._rows[strand]
-        ids = self.both.base.strands[strand][1]
+        mine, theirs = self._rows[index]
+        ids = self.both.base.continuations[index][1]
         inner = scales[len(scales) - len(self.blend.places) :]
         embeds = mine.expand(len(scales[0]), -1, -1)
         if len(inner) < len(scales):
@@ -219,7 +216,7 @@ def _columns(both: Pair) -> tuple[tuple[str, ...], tuple[tuple[str, int | None, 
     is read again is a column of its own.
     """
     case = both.base.case
-    fed = [token_name(both.base.model, token) for _, ids in both.base.strands for token in ids[:-1]]
+    fed = [token_name(both.base.model, token) for _, ids in both.base.continuations for token in ids[:-1]]
     prompt, behind = word_weights(case), np.eye(len(fed))
     weights = np.zeros((len(prompt) + len(fed), prompt.shape[1] + len(fed)))
     weights[: len(prompt), : prompt.shape[1]] = prompt

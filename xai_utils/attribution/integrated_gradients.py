@@ -1,8 +1,6 @@
 """Gradient methods: integrated gradients with a certificate, the original study's fixed steps, and their relatives.
 
-Scores are summed over the embedding axis, signed, in the unit of the target. The path's integration is path.py's;
-captum does the sampling; it is imported where it computes, for it takes seconds, and a notebook whose results are in
-the cache does without.
+Scores are summed over the embedding axis, signed, in the unit of the target. The path's integration is path.py's.
 """
 
 from __future__ import annotations
@@ -11,18 +9,44 @@ import math
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from xai_utils.attribution.absence import baseline_rows
-from xai_utils.attribution.embedding_path import EmbeddingPath
 from xai_utils.attribution.path import fixed_rule, integrate
-from xai_utils.attribution.result import FLOOR, Attribution, Certificate, from_tokens
+from xai_utils.attribution.result import Attribution, Certificate, from_tokens
 from xai_utils.attribution.target import Objective, Target
-from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
 VERSION = 1  # raise it when results would come out different
+
+
+class EmbeddingPath:
+    """F and the densities of its positions' scores between `start` (alpha 0) and the objective's own inputs (alpha 1).
+
+    Positions in front of the first that moves are computed once.
+    """
+
+    def __init__(self, objective: Objective, start: Float[Tensor, "position hidden"]):
+        self.objective, self.since = objective, objective.unchanged(start)
+        self.start = start[self.since :]
+        self.step = objective.inputs[self.since :] - self.start
+
+    def values(self, alphas: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
+        """F at some points, without gradients."""
+        return self.objective.values(self._points(alphas), self.since).double().cpu().numpy()
+
+    def densities(
+        self, alphas: Float[np.ndarray, " point"]
+    ) -> tuple[Float[np.ndarray, " point"], Float[np.ndarray, "point position"]]:
+        """F, and the gradient times the step, summed over the embedding axis."""
+        values, gradients = self.objective.values_and_gradients(self._points(alphas), self.since)
+        densities = torch.einsum("nph,ph->np", gradients.double(), self.step.double())
+        return values.double().cpu().numpy(), np.pad(densities.cpu().numpy(), ((0, 0), (self.since, 0)))
+
+    def _points(self, alphas: Float[np.ndarray, " point"]) -> Float[Tensor, "point position hidden"]:
+        return self.start + torch.tensor(alphas).to(self.step)[:, None, None] * self.step
 
 
 def integrated_gradients(
@@ -101,18 +125,8 @@ def fixed_steps(
     path = EmbeddingPath(Objective(model, case, target), baseline_rows(model, case, baseline, keep_sink)[0])
     nodes, weights = (array / 2 for array in np.polynomial.legendre.leggauss(steps))
     start, end = path.values(np.array([0.0, 1.0])).tolist()  # no gradient there: at the zero vector it can be infinite
-    scores, rise = weights @ path.densities(nodes + 0.5)[1], end - start
-    delta = float(scores.sum() - rise)
-    certificate = Certificate(
-        tolerance=tolerance,
-        evaluations=steps,
-        forwards=2,
-        f_input=end,
-        f_baseline=start,
-        delta=delta,
-        bound=abs(delta) / max(abs(rise), FLOOR),
-        token_error=math.nan,
-    )
+    scores = weights @ path.densities(nodes + 0.5)[1]
+    certificate = Certificate.of_sum(scores.sum(), end, start, tolerance, evaluations=steps, forwards=2)
     return from_tokens(
         "fixed_steps", case, target, scores, baseline=baseline, keep_sink=keep_sink, certificate=certificate
     )
@@ -135,56 +149,8 @@ def fixed_path(
 
 
 def input_x_gradient(model: LoadedModel, case: Case, target: Target, *, keep_sink: bool = True) -> Attribution:
-    """Embedding times gradient (captum InputXGradient): the first-order guess at zeroing a token, without a proof."""
-    from captum.attr import InputXGradient
-
+    """Embedding times gradient (Shrikumar et al. 2016): the first-order guess at zeroing a token, without a proof."""
     objective = Objective(model, case, target)
-    product = InputXGradient(objective).attribute(objective.inputs[None].clone().requires_grad_())
-    scores = _summed(product[0], model, target)
+    _, gradients = objective.values_and_gradients(objective.inputs[None])
+    scores = (objective.inputs * gradients[0]).double().sum(-1).cpu().numpy()
     return from_tokens("input_x_gradient", case, target, scores, baseline="zero", keep_sink=keep_sink)
-
-
-def expected_gradients(
-    model: LoadedModel,
-    case: Case,
-    target: Target,
-    *,
-    keep_sink: bool = True,
-    tolerance: float = 0.05,
-    budget: int = 128,
-    seed: int = 0,
-) -> Attribution:
-    """GradientSHAP (Lundberg & Lee 2017; Erion et al. 2021) over random token sequences, with standard errors.
-
-    captum draws one baseline and one point of the path a sample. Samples are added until the largest standard error is
-    within `tolerance` of the scores' absolute sum, or the budget of gradient evaluations ends.
-    """
-    from captum.attr import GradientShap
-
-    objective = Objective(model, case, target)
-    pool = baseline_rows(model, case, "sampled", keep_sink, seed, draws=64)
-    explainer = GradientShap(objective)
-    samples: list[np.ndarray] = []
-    state = np.random.get_state()  # captum draws from numpy's global generator
-    try:
-        np.random.seed(seed)
-        while len(samples) + objective.drawn <= max(budget, objective.drawn):
-            batch = objective.inputs.expand(objective.drawn, -1, -1)
-            drawn = explainer.attribute(batch, baselines=pool, n_samples=1, stdevs=0.0)
-            samples += [_summed(row, model, target) for row in drawn]
-            errors = np.std(samples, axis=0, ddof=1) / math.sqrt(len(samples))
-            if len(samples) >= 32 and errors.max() <= tolerance * np.abs(np.mean(samples, axis=0)).sum():
-                break
-    finally:
-        np.random.set_state(state)
-    scores = np.mean(samples, axis=0)
-    return from_tokens("expected_gradients", case, target, scores, errors, baseline="sampled", keep_sink=keep_sink)
-
-
-def _summed(attributed: Tensor, model: LoadedModel, target: Target) -> np.ndarray:
-    if not torch.isfinite(attributed).all():
-        raise UserError(
-            f"the gradient of model '{model.label}' is not finite for target {target.text!r}; expected finite numbers; "
-            "use float32, keep the sink, or choose another baseline than zero"
-        )
-    return attributed.detach().double().sum(-1).cpu().numpy()

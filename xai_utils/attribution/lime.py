@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from xai_utils.attribution.absence import PANEL
-from xai_utils.attribution.masking import Removal, all_subsets, draw_error
+from xai_utils.attribution.masking import Game, Removal, check_budget, draw_error, small
 from xai_utils.attribution.result import Attribution, from_words
-from xai_utils.attribution.shapley import Game, check_budget, small
+from xai_utils.attribution.subsets import all_subsets
 from xai_utils.attribution.target import Target
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case

@@ -6,6 +6,7 @@ remembered: methods that ask for the same version of one prompt share a pass. No
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -15,13 +16,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xai_utils.attribution.absence import ABSENCES, BASELINES, DRAWS, PANEL, baseline_rows, moved
+from xai_utils.attribution.result import FLOOR, Attribution, from_words
 from xai_utils.attribution.target import Objective, Target
 from xai_utils.attribution.versions import Build, branching, evaluate, evaluate_shortened, first_changed
 from xai_utils.errors import UserError, nearest
 from xai_utils.models.loading import LoadedModel
 from xai_utils.models.prefix import Prefix
-from xai_utils.models.visibility import heeds_mask
+from xai_utils.models.visibility import mask_support
 from xai_utils.text.cases import Case, units
+
+Positions = tuple[int, ...]
 
 _values: WeakKeyDictionary[LoadedModel, dict[tuple, dict[bytes, np.ndarray]]] = WeakKeyDictionary()
 
@@ -95,7 +99,7 @@ class Removal:
 
     def _compute(self, removed: Bool[np.ndarray, "row position"]) -> Float[np.ndarray, "row draw"]:
         if self.absence == "dropped":
-            padded = heeds_mask(self.objective.model).padding
+            padded = mask_support(self.objective.model).padding
             return evaluate_shortened(self.objective, removed, padded)[:, None]
         masks = torch.from_numpy(removed).to(self._rows.device)
 
@@ -134,12 +138,12 @@ def _check(model: LoadedModel, case: Case, absence: str, keep_sink: bool) -> Non
     if not keep_sink:
         raise UserError(
             f"absence '{absence}' needs a first position that stays; expected {', '.join(BASELINES)} "
-            "with keep_sink: false; choose one of these or keep the sink"
+            "with keep_sink: false; choose one of these, or keep_sink: true"
         )
-    if absence == "hidden" and not heeds_mask(model).holes:
+    if absence == "hidden" and not mask_support(model).holes:
         raise UserError(
-            f"model '{model.label}' ({type(model.model).__name__}) does not heed an attention mask with holes, so no "
-            "word can be hidden from it; leave 'hidden' out of the absences"
+            f"model '{model.label}' ({type(model.model).__name__}) does not respect an attention mask with holes, so "
+            "no word can be hidden from it; leave 'hidden' out of the absences"
         )
 
 
@@ -149,10 +153,88 @@ def draw_error(scores: Float[np.ndarray, "*score draw"]) -> np.ndarray:
     return scores.std(-1, ddof=1) / np.sqrt(draws) if draws > 1 else np.zeros(scores.shape[:-1])
 
 
-def all_subsets(count: int) -> Bool[np.ndarray, "subset player"]:
-    """Every subset of `count` players, the subset's number read as bits, lowest bit first.
+# ---- one group of positions at a time
 
-    >>> all_subsets(2).astype(int).tolist()
-    [[0, 0], [1, 0], [0, 1], [1, 1]]
-    """
-    return (np.arange(2**count)[:, None] >> np.arange(count) & 1).astype(bool)
+
+def groups_of(case: Case, keep_sink: bool) -> list[Positions]:
+    """What is perturbed at a time: every free position, and every unit of several positions."""
+    free = np.flatnonzero(moved(case, keep_sink).numpy())
+    if not len(free):
+        raise UserError(
+            f"text '{case.text_id}' has one token and the first position is kept, so there is nothing to perturb; "
+            "expected at least one token that may be moved; use keep_sink: false, prefix: document_start, or more text"
+        )
+    whole = [player.positions for player in players(case, keep_sink)]
+    return list(dict.fromkeys([(int(position),) for position in free] + whole))
+
+
+def of_groups(
+    method: str,
+    case: Case,
+    target: Target,
+    groups: list[Positions],
+    scores: Float[np.ndarray, " group"],
+    errors: Float[np.ndarray, " group"],
+    *,
+    baseline: str = "",
+    keep_sink: bool,
+) -> Attribution:
+    """Scores of groups as token scores and, for the whole word, word scores."""
+    both = dict(zip(groups, np.stack([scores, errors], axis=1), strict=True))
+    chosen, nothing = players(case, keep_sink), np.full(2, np.nan)
+    tokens = np.stack([both.get((position,), nothing) for position in range(len(case.tokens))], axis=1)
+    words = np.stack([both[player.positions] for player in chosen], axis=1)
+    return from_words(
+        method,
+        case,
+        target,
+        chosen,
+        *words,
+        baseline=baseline,
+        keep_sink=keep_sink,
+        additive=False,
+        tokens=tokens,
+    )
+
+
+# ---- several absences as one game
+
+
+@dataclass(frozen=True)
+class Game:
+    """F of subsets of words under all absences of a panel, a column a draw of each."""
+
+    removals: Sequence[Removal]
+
+    @property
+    def count(self) -> int:
+        return len(self.removals[0].players)
+
+    def values(self, present: Bool[np.ndarray, "row player"]) -> Float[np.ndarray, "row column"]:
+        return np.concatenate([removal.without(present) for removal in self.removals], axis=1)
+
+    def ends(self) -> Float[np.ndarray, "2 column"]:
+        """F(x) and F with all words absent."""
+        return self.values(np.array([[True] * self.count, [False] * self.count]))
+
+    def by_absence(self, columns: Float[np.ndarray, "... column"]) -> list[Float[np.ndarray, "... draw"]]:
+        edges = np.cumsum([removal.draws for removal in self.removals])[:-1]
+        return np.split(columns, edges, axis=-1)
+
+    def means(self, columns: Float[np.ndarray, "... column"]) -> Float[np.ndarray, "... absence"]:
+        """Mean over the draws of each absence."""
+        return np.stack([part.mean(-1) for part in self.by_absence(columns)], axis=-1)
+
+
+def small(error: Float[np.ndarray, " player"], ends: Float[np.ndarray, "2 column"], tolerance: float) -> bool:
+    """Whether every word's standard error is within the tolerance of |F(x) - F(all absent)|."""
+    whole, nothing = ends.mean(1)
+    return bool(error.max() <= tolerance * max(abs(whole - nothing), FLOOR))
+
+
+def check_budget(method: str, budget: int, needed: int, case: Case) -> None:
+    if budget < needed:
+        raise UserError(
+            f"text '{case.text_id}': a budget of {budget} is below one round of {method}; expected at least {needed} "
+            "versions of the prompt for so many words; raise budget or leave the method out"
+        )

@@ -53,13 +53,6 @@ METHODS: dict[str, Method] = {
     "input_x_gradient": Method(
         integrated_gradients.input_x_gradient, "embedding times gradient", family="gradients", cost="one gradient"
     ),
-    "expected_gradients": Method(
-        integrated_gradients.expected_gradients,
-        "GradientSHAP over sampled tokens",
-        {"tolerance": 0.05, "budget": 128},  # a sample is a gradient, and its error falls with the root of their number
-        "gradients",
-        "32 gradients or more, until errors are within tolerance or budget ends",
-    ),
     "cp_lrp": Method(
         relevance.cp_lrp, "relevance in one backward pass, conserved", family="gradients", cost="one gradient"
     ),
@@ -85,18 +78,10 @@ METHODS: dict[str, Method] = {
         {"absence": "zero", "keep_sink": False},
         cost="one pass a token and a word",
     ),
-    "occlusion": Method(
-        perturbation.occlusion, "change of the target without a window of words", cost="one pass a window"
-    ),
     "lime": Method(lime.lime, "local linear model over words", cost="2^n versions of a prompt, at most budget"),
     "sensitivity": Method(
         noise.sensitivity,
         "standard deviation of the target under noise on a token or word",
-        cost="draws passes a token and a word",
-    ),
-    "sensitivity_mean": Method(
-        noise.sensitivity_mean,
-        "mean absolute change of the target under that noise",
         cost="draws passes a token and a word",
     ),
     "attention": Method(

@@ -44,18 +44,18 @@ class Mixture:
         self.both = both
         self.blend = blend(both.base.model, both.other.model)
         self.packed = True  # many prompts in one tree
-        stretches = readings(both.base.case, both.other.case)
+        spans = readings(both.base.case, both.other.case)
         self._pieces = [  # of the prompt, as either model reads them
             [
                 side.embed([side.case.ids[at] for at in places])
                 for side, places in zip(both.sides, one.positions, strict=True)
             ]
-            for one in stretches
+            for one in spans
         ]
         self._swapped = [not same(*pieces) for pieces in self._pieces]
         read = [
             Part(one.name, "reading", one.start, one.end)
-            for one, swapped in zip(stretches, self._swapped, strict=True)
+            for one, swapped in zip(spans, self._swapped, strict=True)
             if swapped
         ]
         layers = both.base.model.model.config.get_text_config().num_hidden_layers
@@ -101,12 +101,12 @@ class Mixture:
         self, bodies: Bool[np.ndarray, "body part"], texts: Bool[np.ndarray, "text part"]
     ) -> Float[np.ndarray, "body text"]:
         """F of every body with every way of reading and writing."""
-        room = min(positions(self.both.base.model), MOST) if self.packed else 1
+        capacity = min(positions(self.both.base.model), MOST) if self.packed else 1
         values = np.zeros((len(bodies), len(texts)))
         tree, asked = PromptTree(), list[_Asked]()
         for index, text in enumerate(texts):
             asked += self._ask(tree, index, text)
-            if len(tree) >= room or index + 1 == len(texts):
+            if len(tree) >= capacity or index + 1 == len(texts):
                 scores = self._scores(tree, asked, bodies)
                 for one, columns in zip(asked, scores, strict=True):
                     values[:, one.text] += one.sign * columns
@@ -121,8 +121,8 @@ class Mixture:
         by_other = next(choices, False)
         writer = self.both.sides[by_other]
         asked = []
-        for strand, (sign, ids) in enumerate(writer.strands):
-            nodes = tree.add([*prompt, (("answer", by_other, strand), writer.embed(ids[:-1]))])
+        for continuation, (sign, ids) in enumerate(writer.continuations):
+            nodes = tree.add([*prompt, (("answer", by_other, continuation), writer.embed(ids[:-1]))])
             asked.append(_Asked(index, nodes[-len(ids) :], ids, sign, by_other))
         return asked
 

@@ -1,7 +1,7 @@
 """How much the target scatters under noise: Gaussian noise on the embedding of one token, or of one whole word.
 
-*Sensitivity* is the standard deviation of F over draws of the noise, *mean sensitivity* the mean absolute change, which
-is another quantity. Where a word is meant, all its positions are noised at once: pieces are not summed.
+*Sensitivity* is the standard deviation of F over draws of the noise. Of a word all positions are noised at once: pieces
+are not summed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
-from xai_utils.attribution.masking import players
-from xai_utils.attribution.perturbation import Positions, groups_of, of_groups
+from xai_utils.attribution.masking import Positions, groups_of, of_groups, players
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.target import Objective, Target
 from xai_utils.attribution.versions import evaluate
@@ -46,25 +45,6 @@ def sensitivity(
     noisy = _noised(Objective(model, case, target), groups, _sigma(model, sigma, relative), draws, seed)
     deviation, error = deviation_with_error(noisy.values)
     return of_groups("sensitivity", case, target, groups, deviation, error, keep_sink=keep_sink)
-
-
-def sensitivity_mean(
-    model: LoadedModel,
-    case: Case,
-    target: Target,
-    *,
-    sigma: float = 0.1,
-    relative: bool = False,
-    draws: int = 30,
-    keep_sink: bool = True,
-    seed: int = 0,
-) -> Attribution:
-    """Mean absolute change of F under the same noise as `sensitivity`, with its standard error."""
-    groups = groups_of(case, keep_sink)
-    noisy = _noised(Objective(model, case, target), groups, _sigma(model, sigma, relative), draws, seed)
-    change = np.abs(noisy.values - noisy.clean)
-    error = change.std(1, ddof=1) / np.sqrt(draws)
-    return of_groups("sensitivity_mean", case, target, groups, change.mean(1), error, keep_sink=keep_sink)
 
 
 def dose_response(

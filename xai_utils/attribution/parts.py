@@ -47,7 +47,7 @@ class Side:
     target: Target
 
     @property
-    def strands(self) -> list[tuple[float, tuple[int, ...]]]:
+    def continuations(self) -> list[tuple[float, tuple[int, ...]]]:
         """The continuations whose scores make up F, with their signs."""
         contrast = [(-1.0, self.target.contrast_ids)] if self.target.kind == "contrast" else []
         return [(1.0, self.target.ids), *contrast]
@@ -100,7 +100,7 @@ def pair(base: LoadedModel, other: LoadedModel, base_case: Case, other_case: Cas
 
 
 def same(mine: Tensor, theirs: Tensor) -> bool:
-    """Whether two stretches of embeddings are the same, in number and values."""
+    """Whether two spans of embeddings are the same, in number and values."""
     return mine.shape == theirs.shape and torch.equal(mine, theirs)
 
 
@@ -108,7 +108,7 @@ def written(both: Pair, places: tuple[Place, ...]) -> list[Part]:
     """The answer's writing, where its tokens, their input rows or the output rows differ."""
     spelt = any(
         mine != theirs or not same(both.base.embed(mine[:-1]), both.other.embed(theirs[:-1]))
-        for (_, mine), (_, theirs) in zip(both.base.strands, both.other.strands, strict=True)
+        for (_, mine), (_, theirs) in zip(both.base.continuations, both.other.continuations, strict=True)
     )
     heads = any(place.half == "head" for place in places)
     return [Part("answer", "writing")] if heads or spelt else []

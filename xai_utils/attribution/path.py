@@ -49,7 +49,7 @@ class Path(Protocol):
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Interval:
     """One piece with the integrand at the nodes of its rule, in rising order."""
 
     start: float
@@ -132,14 +132,14 @@ def _halves(start: float, end: float) -> list[tuple[float, float]]:
     return [(start, middle), (middle, end)]
 
 
-def _evaluate(known: _Known, wanted: list[tuple[float, float, int, _Stretch | None]]) -> list[_Stretch]:
-    """Stretches for (start, end, level, the same one level below), all their new nodes in one batch."""
+def _evaluate(known: _Known, wanted: list[tuple[float, float, int, _Interval | None]]) -> list[_Interval]:
+    """Intervals for (start, end, level, the same one level below), all their new nodes in one batch."""
     known.add_ends([end for start, stop, _, _ in wanted for end in (start, stop)])
     grids = [start + (stop - start) * rule(LEVELS[level])[0] for start, stop, level, _ in wanted]
     fresh = [grid if below is None else grid[::2] for grid, (*_, below) in zip(grids, wanted, strict=True)]
     values, densities = known.densities(np.concatenate(fresh))
     cuts = np.cumsum([len(nodes) for nodes in fresh])[:-1]
-    stretches = []
+    intervals = []
     for grid, new_values, new_densities, (start, stop, level, below) in zip(
         grids, np.split(values, cuts), np.split(densities, cuts), wanted, strict=True
     ):
@@ -147,8 +147,8 @@ def _evaluate(known: _Known, wanted: list[tuple[float, float, int, _Stretch | No
             new_values = _interlace(new_values, below.values)
             new_densities = _interlace(new_densities, below.densities)
         rise = known.ends[stop] - known.ends[start]
-        stretches.append(_Stretch(start, stop, level, grid, new_values, new_densities, rise))
-    return stretches
+        intervals.append(_Interval(start, stop, level, grid, new_values, new_densities, rise))
+    return intervals
 
 
 def _interlace(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
@@ -161,15 +161,15 @@ def _interlace(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     return merged
 
 
-def _refine(stretch: _Stretch) -> list[tuple[float, float, int, _Stretch | None]]:
+def _refine(interval: _Interval) -> list[tuple[float, float, int, _Interval | None]]:
     """More nodes while there is a larger rule, else two halves."""
-    if stretch.level + 1 < len(LEVELS):
-        return [(stretch.start, stretch.end, stretch.level + 1, stretch)]
-    return [(start, end, 0, None) for start, end in _halves(stretch.start, stretch.end)]
+    if interval.level + 1 < len(LEVELS):
+        return [(interval.start, interval.end, interval.level + 1, interval)]
+    return [(start, end, 0, None) for start, end in _halves(interval.start, interval.end)]
 
 
-def _cost(stretch: _Stretch) -> int:
-    return len(stretch.alphas) + 1 if stretch.level + 1 < len(LEVELS) else 14
+def _cost(interval: _Interval) -> int:
+    return len(interval.alphas) + 1 if interval.level + 1 < len(LEVELS) else 14
 
 
 def integrate(
@@ -187,18 +187,18 @@ def integrate(
         raise UserError(f"budget is {budget} gradient evaluations; the first round takes {FIRST_ROUND}; raise it")
     known = _Known(path)
     pieces = _smooth_pieces(known, tolerance, budget // FIRST_ROUND)
-    stretches = _evaluate(known, [(begin, end, 0, None) for begin, end in pieces])
+    intervals = _evaluate(known, [(begin, end, 0, None) for begin, end in pieces])
     while True:
-        residuals = np.array([abs(stretch.residual) for stretch in stretches]) / known.scale
-        errors = np.array([stretch.errors for stretch in stretches]) / known.scale
+        residuals = np.array([abs(interval.residual) for interval in intervals]) / known.scale
+        errors = np.array([interval.errors for interval in intervals]) / known.scale
         unproven = np.stack([residuals, errors[:, errors.sum(0).argmax()]])
-        chosen = _worst(stretches, unproven, tolerance, budget - known.gradients)
+        chosen = _worst(intervals, unproven, tolerance, budget - known.gradients)
         if not chosen:
             break
-        wanted = [request for index in chosen for request in _refine(stretches[index])]
-        kept = [stretch for index, stretch in enumerate(stretches) if index not in chosen]
-        stretches = sorted(kept + _evaluate(known, wanted), key=lambda stretch: stretch.start)
-    scores = np.sum([stretch.scores for stretch in stretches], axis=0)
+        wanted = [request for index in chosen for request in _refine(intervals[index])]
+        kept = [interval for index, interval in enumerate(intervals) if index not in chosen]
+        intervals = sorted(kept + _evaluate(known, wanted), key=lambda interval: interval.start)
+    scores = np.sum([interval.scores for interval in intervals], axis=0)
     certificate = Certificate(
         tolerance=tolerance,
         evaluations=known.gradients,
@@ -209,11 +209,11 @@ def integrate(
         bound=float(residuals.sum()),
         token_error=float(errors.sum(0).max()),
     )
-    return tuple(stretch.piece() for stretch in stretches), scores, errors.sum(0) * known.scale, certificate
+    return tuple(interval.piece() for interval in intervals), scores, errors.sum(0) * known.scale, certificate
 
 
 def _worst(
-    stretches: list[_Stretch], unproven: Float[np.ndarray, "criterion piece"], tolerance: float, left: int
+    intervals: list[_Interval], unproven: Float[np.ndarray, "criterion piece"], tolerance: float, left: int
 ) -> set[int]:
     """The worst pieces: as many as must become exact for the others to add up to the tolerance, or as the budget takes.
 
@@ -223,7 +223,7 @@ def _worst(
     need = unproven[rest > tolerance].sum(0)
     chosen: set[int] = set()
     for index in np.argsort(-need, kind="stable"):
-        cost = _cost(stretches[index])
+        cost = _cost(intervals[index])
         if (rest <= tolerance).all() or cost > left:
             break
         chosen.add(int(index))
@@ -235,7 +235,7 @@ def _worst(
 def fixed_rule(path: Path, steps: int) -> tuple[Piece, ...]:
     """A fixed Gauss-Legendre rule as pieces of one node each, so that it can be looked at as `integrate`'s path can.
 
-    Each node stands for the stretch of the path that its weight covers (node and stretch interlace: Chebyshev, Markov
+    Each node stands for the interval of the path that its weight covers (node and interval interlace: Chebyshev, Markov
     and Stieltjes; Szego 1939, theorem 3.41.1); the pieces' scores add up to the rule's.
     """
     nodes, weights = (array / 2 for array in np.polynomial.legendre.leggauss(steps))

@@ -1,25 +1,21 @@
-"""What the target loses when one token, one whole word or a window of words is removed.
+"""Ablation: what the target loses when one token, or one whole word, is removed.
 
-*Ablation* removes one at a time, *occlusion* windows of neighbours. A removed word is absent as a whole: nothing here
-is additive, so pieces are not summed. All subsets of words are what shapley.py asks for; noise is in noise.py.
+A removed word is absent as a whole: nothing here is additive, so pieces are not summed. All subsets of words are what
+shapley.py asks for; noise is in noise.py.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
-from jaxtyping import Float
 
-from xai_utils.attribution.absence import PANEL, moved
-from xai_utils.attribution.masking import Removal, draw_error, players
-from xai_utils.attribution.result import Attribution, from_words
+from xai_utils.attribution.absence import PANEL
+from xai_utils.attribution.masking import Removal, draw_error, groups_of, of_groups
+from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.target import Target
-from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
 VERSION = 2  # raise it when results would come out different
-Positions = tuple[int, ...]
 
 
 def ablation(
@@ -45,80 +41,3 @@ def ablation(
     scores = values[-1] - values[:-1]
     means, errors = scores.mean(-1), draw_error(scores)
     return of_groups("ablation", case, target, groups, means, errors, baseline=absence, keep_sink=keep_sink)
-
-
-def occlusion(
-    model: LoadedModel,
-    case: Case,
-    target: Target,
-    *,
-    absence: str = PANEL[0],
-    keep_sink: bool = True,
-    window: int = 2,
-    seed: int = 0,
-) -> Attribution:
-    """Mean of F(x) - F(occluded) over the windows of neighbouring words that hold a word, by captum's `Occlusion`.
-
-    Neighbours that stand in for each other are found, which removing one word at a time (`ablation`, the same as a
-    window of 1) cannot. After Zeiler & Fergus (2014, arXiv 1311.2901). Raises UserError for a window below 1.
-    """
-    from captum.attr import Occlusion
-
-    if window < 1:
-        raise UserError(f"window is {window}; expected at least 1, the number of words removed at a time; use 2")
-    removal = Removal(model, case, target, absence, keep_sink, seed)
-    present = torch.ones(1, len(removal.players), dtype=torch.float64)
-    shape = (min(window, len(removal.players)),)
-    scores = []
-    for draw in range(removal.draws):
-
-        def answer(rows: torch.Tensor, draw: int = draw) -> torch.Tensor:
-            return torch.from_numpy(removal.without(rows.numpy() > 0)[:, draw])
-
-        windows = Occlusion(answer)
-        scores.append(windows.attribute(present, shape, strides=1, baselines=0, perturbations_per_eval=64)[0].numpy())
-    columns = np.stack(scores, axis=-1)
-    means, errors = columns.mean(-1), draw_error(columns)
-    settings = {"baseline": absence, "keep_sink": keep_sink, "additive": False}
-    return from_words("occlusion", case, target, removal.players, means, errors, **settings)  # type: ignore[arg-type]
-
-
-def groups_of(case: Case, keep_sink: bool) -> list[Positions]:
-    """What is perturbed at a time: every free position, and every unit of several positions."""
-    free = np.flatnonzero(moved(case, keep_sink).numpy())
-    if not len(free):
-        raise UserError(
-            f"text '{case.text_id}' has one token and the first position is kept, so there is nothing to perturb; "
-            "expected at least one token that may be moved; use keep_sink: false, prefix: document_start, or more text"
-        )
-    whole = [player.positions for player in players(case, keep_sink)]
-    return list(dict.fromkeys([(int(position),) for position in free] + whole))
-
-
-def of_groups(
-    method: str,
-    case: Case,
-    target: Target,
-    groups: list[Positions],
-    scores: Float[np.ndarray, " group"],
-    errors: Float[np.ndarray, " group"],
-    *,
-    baseline: str = "",
-    keep_sink: bool,
-) -> Attribution:
-    """Scores of groups as token scores and, for the whole word, word scores."""
-    both = dict(zip(groups, np.stack([scores, errors], axis=1), strict=True))
-    chosen, nothing = players(case, keep_sink), np.full(2, np.nan)
-    tokens = np.stack([both.get((position,), nothing) for position in range(len(case.tokens))], axis=1)
-    words = np.stack([both[player.positions] for player in chosen], axis=1)
-    return from_words(
-        method,
-        case,
-        target,
-        chosen,
-        *words,
-        baseline=baseline,
-        keep_sink=keep_sink,
-        additive=False,
-        tokens=tokens,
-    )

@@ -13,7 +13,6 @@ as the model grows sure of the answer (p to 1), where little is left to share; a
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -25,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from xai_utils.attribution.lrp_rules import Rule, rules
-from xai_utils.attribution.result import FLOOR, Attribution, Certificate, from_tokens
+from xai_utils.attribution.result import Attribution, Certificate, from_tokens
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
@@ -85,19 +84,8 @@ def attn_lrp_norm(model: LoadedModel, case: Case, target: Target) -> Attribution
 
 
 def _certificate(found: Relevance) -> Certificate:
-    delta = float(found.scores.sum() - (found.value - found.rest))
-    bound = abs(delta) / max(abs(found.value - found.rest), FLOOR)
-    return Certificate(
-        tolerance=TOLERANCE,
-        evaluations=1,
-        forwards=0,
-        f_input=found.value,
-        f_baseline=found.rest,
-        delta=delta,
-        bound=bound,
-        token_error=math.nan,
-        exact=bound <= TOLERANCE,
-    )
+    made = Certificate.of_sum(found.scores.sum(), found.value, found.rest, TOLERANCE, evaluations=1)
+    return dataclasses.replace(made, exact=made.converged)
 
 
 def relevance(model: LoadedModel, case: Case, target: Target, rule: Rule) -> Relevance:

@@ -7,6 +7,7 @@ tokens, which are summed over a word, or from scores that were computed for whol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,6 +54,24 @@ class Certificate:
     token_error: float
     exact: bool = False
 
+    @classmethod
+    def of_sum(
+        cls,
+        total: float,
+        f_input: float,
+        f_baseline: float,
+        tolerance: float,
+        *,
+        evaluations: int = 0,
+        forwards: int = 0,
+        exact: bool = False,
+    ) -> Certificate:
+        """Of scores that add up to `total` and have no error of their own: the error of the sum is the bound."""
+        rise = f_input - f_baseline
+        delta = float(total - rise)
+        bound = abs(delta) / max(abs(rise), FLOOR)
+        return cls(tolerance, evaluations, forwards, f_input, f_baseline, delta, bound, math.nan, exact)
+
     @property
     def scale(self) -> float:
         return max(abs(self.f_input - self.f_baseline), FLOOR)
@@ -79,7 +98,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece of an integration path, for the figure of the path and for whoever wants to refine it further."""
+    """One piece of an integration path; the figure of the path shows them."""
 
     start: float
     end: float

@@ -50,12 +50,12 @@ def drift(model: LoadedModel, case: Case) -> pd.DataFrame:
     Means over all queries but the first. What uniform causal attention reaches is the method's, not the model's.
     """
     plain = [torch.eye(len(case.tokens), dtype=torch.float64)]
-    measured = _through(model, case)
-    for _ in measured[1:]:
+    found = _through(model, case)
+    for _ in found[1:]:
         plain.append(_step(uniform(len(case.tokens)).double(), plain[-1]))
     rows = [
         case.keys() | {"layer": layer, "rollout": _start(own), "rollout_uniform": _start(other)}
-        for layer, (own, other) in enumerate(zip(measured[1:], plain[1:], strict=True))
+        for layer, (own, other) in enumerate(zip(found[1:], plain[1:], strict=True))
     ]
     return pd.DataFrame(rows)
 

@@ -9,15 +9,14 @@ equally by its tokens. A budget counts versions of the prompt; each is passed on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import comb
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from xai_utils.attribution.absence import PANEL
-from xai_utils.attribution.masking import Removal, all_subsets, draw_error
-from xai_utils.attribution.result import FLOOR, Attribution, Certificate, from_words
+from xai_utils.attribution.masking import Game, Removal, check_budget, draw_error, small
+from xai_utils.attribution.result import Attribution, Certificate, from_words
+from xai_utils.attribution.subsets import all_subsets, chains, exact_shapley, marginals
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
@@ -73,61 +72,6 @@ def shapley(
     return _attribution("shapley", absence, removals, case, target, tolerance, budget, seed, keep_sink)
 
 
-def exact_shapley(values: Float[np.ndarray, "subset ..."]) -> Float[np.ndarray, "player ..."]:
-    """Shapley values from the values of all subsets, in the order of `all_subsets`.
-
-    >>> exact_shapley(np.array([0.0, 1.0, 3.0, 10.0]))  # alone the first is worth 1, the second 3, both 10
-    array([4., 6.])
-    """
-    count = len(values).bit_length() - 1
-    sizes = all_subsets(count).sum(1)
-    scores = []
-    for player in range(count):
-        without = np.flatnonzero(~all_subsets(count)[:, player])
-        weights = np.array([1 / (count * comb(count - 1, size)) for size in sizes[without]])
-        scores.append(np.tensordot(weights, values[without | 1 << player] - values[without], 1))
-    return np.array(scores)
-
-
-def chains(orders: np.ndarray) -> Bool[np.ndarray, "order step player"]:
-    """Who is present when players come in one by one, from nobody to all.
-
-    >>> chains(np.array([[1, 0]])).astype(int).tolist()
-    [[[0, 0], [0, 1], [1, 1]]]
-    """
-    ranks = np.argsort(orders, axis=1)
-    return ranks[:, None, :] < np.arange(orders.shape[1] + 1)[None, :, None]
-
-
-# ---- several absences as one game
-
-
-@dataclass(frozen=True)
-class Game:
-    """F of subsets of words under all absences of a panel, a column a draw of each."""
-
-    removals: Sequence[Removal]
-
-    @property
-    def count(self) -> int:
-        return len(self.removals[0].players)
-
-    def values(self, present: Bool[np.ndarray, "row player"]) -> Float[np.ndarray, "row column"]:
-        return np.concatenate([removal.without(present) for removal in self.removals], axis=1)
-
-    def ends(self) -> Float[np.ndarray, "2 column"]:
-        """F(x) and F with all words absent."""
-        return self.values(np.array([[True] * self.count, [False] * self.count]))
-
-    def by_absence(self, columns: Float[np.ndarray, "... column"]) -> list[Float[np.ndarray, "... draw"]]:
-        edges = np.cumsum([removal.draws for removal in self.removals])[:-1]
-        return np.split(columns, edges, axis=-1)
-
-    def means(self, columns: Float[np.ndarray, "... column"]) -> Float[np.ndarray, "... absence"]:
-        """Mean over the draws of each absence."""
-        return np.stack([part.mean(-1) for part in self.by_absence(columns)], axis=-1)
-
-
 def sampled(game: Game, tolerance: float, budget: int, seed: int) -> Gains:
     """What each word adds in random orders, the mean of an order and its reverse: one row a pair.
 
@@ -145,37 +89,17 @@ def sampled(game: Game, tolerance: float, budget: int, seed: int) -> Gains:
         seen |= {mask.tobytes() for mask in masks.reshape(-1, game.count)}
         if pairs and len(seen) > budget:
             break
-        gains = _marginals(game, np.concatenate([orders, orders[:, ::-1]]), masks)
+        values = game.values(masks.reshape(-1, game.count)).reshape(*masks.shape[:2], -1)
+        gains = marginals(values, np.concatenate([orders, orders[:, ::-1]]))
         pairs += list((gains[:size] + gains[size:]) / 2)
         if small(pair_error(game.means(np.array(pairs)).mean(-1)), game.ends(), tolerance):
             break
     return np.array(pairs)
 
 
-def _marginals(game: Game, orders: np.ndarray, masks: np.ndarray) -> Float[np.ndarray, "order player column"]:
-    """What each player adds when players come in by these orders."""
-    values = game.values(masks.reshape(-1, orders.shape[1])).reshape(*masks.shape[:2], -1)
-    ranks = np.argsort(orders, axis=1)
-    return np.take_along_axis(np.diff(values, axis=1), ranks[..., None], axis=1)
-
-
 def pair_error(pairs: Float[np.ndarray, "pair ..."]) -> np.ndarray:
     """Standard error of the mean over pairs; of an enumeration, which is one exact row, none."""
     return pairs.std(0, ddof=1) / np.sqrt(len(pairs)) if len(pairs) > 1 else np.zeros(pairs.shape[1:])
-
-
-def small(error: Float[np.ndarray, " player"], ends: Float[np.ndarray, "2 column"], tolerance: float) -> bool:
-    """Whether every word's standard error is within the tolerance of |F(x) - F(all absent)|."""
-    whole, nothing = ends.mean(1)
-    return bool(error.max() <= tolerance * max(abs(whole - nothing), FLOOR))
-
-
-def check_budget(method: str, budget: int, needed: int, case: Case) -> None:
-    if budget < needed:
-        raise UserError(
-            f"text '{case.text_id}': a budget of {budget} is below one round of {method}; expected at least {needed} "
-            "versions of the prompt for so many words; raise budget or leave the method out"
-        )
 
 
 def _attribution(
@@ -221,18 +145,6 @@ def _summary(game: Game, gains: Gains) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def _certificate(game: Game, scores: Float[np.ndarray, " player"], versions: int, tolerance: float) -> Certificate:
     """That the scores sum to F(x) - F(all absent), the mean over the panel: exact by construction, to rounding."""
-    whole, nothing = game.means(game.ends()).mean(-1)
-    delta = float(scores.sum() - (whole - nothing))
+    whole, nothing = game.means(game.ends()).mean(-1).tolist()
     forwards = versions * sum(removal.draws for removal in game.removals)
-    scale = max(abs(float(whole - nothing)), FLOOR)
-    return Certificate(
-        tolerance=tolerance,
-        evaluations=0,
-        forwards=forwards,
-        f_input=float(whole),
-        f_baseline=float(nothing),
-        delta=delta,
-        bound=abs(delta) / scale,
-        token_error=float("nan"),
-        exact=True,
-    )
+    return Certificate.of_sum(scores.sum(), whole, nothing, tolerance, forwards=forwards, exact=True)

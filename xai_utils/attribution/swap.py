@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from xai_utils.attribution.masking import all_subsets
 from xai_utils.attribution.mixture import Mixture
 from xai_utils.attribution.parts import Pair, Part, pair
-from xai_utils.attribution.shapley import chains, exact_shapley
+from xai_utils.attribution.subsets import all_subsets, chains, exact_shapley, marginals
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
@@ -108,6 +107,6 @@ def _sampled(mixture: Mixture, budget: int, seed: int) -> tuple[np.ndarray, np.n
     chosen = chains(orders)
     distinct, which = np.unique(chosen.reshape(-1, count), axis=0, return_inverse=True)
     values = mixture.values(distinct)[which.ravel()].reshape(chosen.shape[:2])
-    gains = np.take_along_axis(np.diff(values, axis=1), np.argsort(orders, axis=1), axis=1)
+    gains = marginals(values[..., None], orders)[..., 0]
     scores = (gains[:pairs] + gains[pairs:]) / 2
     return scores.mean(0), scores.std(0, ddof=1) / np.sqrt(pairs), len(distinct)

@@ -12,16 +12,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from xai_utils.errors import UserError
 from xai_utils.models import graphs
-from xai_utils.models.batching import ENOUGH, in_passes, positions
+from xai_utils.models.batching import in_passes, positions
 from xai_utils.models.loading import LoadedModel
 from xai_utils.models.precision import products
 from xai_utils.models.prefix import Prefix
@@ -97,35 +95,15 @@ class Objective:
         self._answers = [_answer(model, ids) for ids in strings if ids]
         self.length = len(case.tokens) + max(len(target.ids), len(target.contrast_ids), 1) - 1
         self.forwards = 0  # sequences evaluated so far, with or without a gradient
-        self.gradients = 0  # those with one
 
-    @property
-    def batch(self) -> int:
-        """Sequences in one whole pass."""
-        return self.room(0)
-
-    @property
-    def drawn(self) -> int:
-        """Sequences that are drawn together: a number that no machine's memory changes, as it would the draws."""
-        return max(ENOUGH // self.length, 1)
-
-    def room(self, since: int) -> int:
+    def batch_size(self, since: int = 0) -> int:
         """Sequences in one pass that starts at position `since`."""
         most = positions(self.model)
         return max(min(most // (self.length - since), KEPT * most // self.length), 1)
 
-    def __call__(self, embeds: Tensor, mask: Tensor | None = None, since: int = 0) -> Tensor:
-        """Target [batch] of rows of embeddings [batch, position - since, hidden], behind the prompt's first `since`.
-
-        `mask` [batch, position] is 0 where a prompt is padded on the right; with it, rows must be whole. Where a
-        gradient will be asked for, it is computed with the value, which serves first derivatives alone.
-        """
-        if mask is not None and self.target.kind != "sum_logits":
-            return torch.cat([self(row[None, : int(keep.sum())]) for row, keep in zip(embeds, mask, strict=True)])
-        if mask is None and embeds.requires_grad and torch.is_grad_enabled():
-            return _Differentiated.apply(embeds, self, since)
-        self.forwards += len(embeds)
-        return self._outcomes(embeds, self._answers, since, seen=None if mask is None else mask.bool())[0]
+    def __call__(self, embeds: Tensor) -> Tensor:
+        """F [batch] of whole prompts in one pass, as torch and captum differentiate it."""
+        return self._outcomes(embeds, self._answers)[0]
 
     def unchanged(self, start: Float[Tensor, "position hidden"]) -> int:
         """How many positions a path from `start` leaves as they are before the first that moves, where a pass gains by
@@ -162,8 +140,8 @@ class Objective:
             own_stems = stems and (stems[0], stems[1][rows])
             return self._outcomes(embeds[rows], self._answers, since, own_stems, None if seen is None else seen[rows])
 
-        with products(self.model.entry):
-            found = in_passes(part, embeds, self.room(since))
+        with products(self.model.entry.dtype):
+            found = in_passes(part, embeds, self.batch_size(since))
         self.forwards += len(embeds)
         values, own = (torch.cat(column) for column in zip(*found, strict=True))
         return values, own
@@ -182,15 +160,14 @@ class Objective:
                 return self._whole(self._differentiated, embeds[rows])
             return self._differentiated(embeds[rows], self._answers, since)
 
-        with products(self.model.entry):
-            found = in_passes(part, embeds, self.room(since))
+        with products(self.model.entry.dtype):
+            found = in_passes(part, embeds, self.batch_size(since))
         self.forwards += len(embeds)
-        self.gradients += len(embeds)
         values, gradients = (torch.cat(column) for column in zip(*found, strict=True))
         if not torch.isfinite(gradients).all():
             raise UserError(
                 f"the gradient of model '{self.model.label}' is not finite for target {self.target.text!r}; expected "
-                "finite numbers; use float32, keep the sink, or choose another baseline than zero"
+                "finite numbers; use dtype: float32, keep_sink: true, or another baseline than zero"
             )
         return values, gradients
 
@@ -255,19 +232,3 @@ class Objective:
 def _answer(model: LoadedModel, ids: tuple[int, ...]) -> Answer:
     tokens = torch.tensor(ids, device=model.device)
     return tokens, model.embed(tokens[:-1])
-
-
-class _Differentiated(torch.autograd.Function):
-    """F as a function that torch can differentiate once, its gradient found pass by pass when F is."""
-
-    @staticmethod
-    def forward(ctx: Any, embeds: Tensor, objective: Objective, since: int) -> Tensor:
-        values, gradients = objective.values_and_gradients(embeds, since)
-        ctx.save_for_backward(gradients)
-        return values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradients,) = ctx.saved_tensors
-        return upstream[:, None, None] * gradients, None, None

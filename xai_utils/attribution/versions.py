@@ -31,12 +31,12 @@ def evaluate(
     `since` is the first position at which each of them may differ from the prompt, or from the stem that it shares with
     other rows; what stands before it is computed once. `seen` is False where later positions must not attend.
     """
-    if len(since) <= objective.batch or not objective.reuses_prefix:  # one whole pass is as cheap as can be
+    if len(since) <= objective.batch_size() or not objective.reuses_prefix:  # one whole pass is as cheap as can be
         since, stems = np.zeros_like(since), None
     waiting, done = np.argsort(since, kind="stable"), Outcomes()
     while len(waiting):
         first = int(since[waiting[0]])
-        rows, waiting = np.split(waiting, [objective.room(first)])
+        rows, waiting = np.split(waiting, [objective.batch_size(first)])
         shared = (stems[0], torch.from_numpy(stems[1][rows])) if stems else None
         visible = None if seen is None else seen[rows][:, first:]
         done.add(rows, objective.outcomes(build(rows)[:, first:], first, shared, visible))
@@ -56,7 +56,7 @@ def evaluate_shortened(
     while len(waiting):
         short = int(size[waiting[0]])  # of the longest row
         alike = len(waiting) if padded else int((size[waiting] == short).sum())
-        rows, waiting = np.split(waiting, [min(objective.room(short), alike)])
+        rows, waiting = np.split(waiting, [min(objective.batch_size(short), alike)])
         length = removed.shape[1] - short
         padding = (size[rows] - short)[:, None]
         column = np.arange(length)[None] - padding  # of the row's own positions; negative where it is padded

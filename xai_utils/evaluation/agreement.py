@@ -1,7 +1,7 @@
 """Methods held against one another, from tables alone: how far they agree, and which of them are faithful.
 
 Nothing here loads a model: faithfulness.py makes the deletion tests, sanity.py the randomised models. Scores that did
-not converge stay out of agreement unless they are asked for. Over a study the unit is the text, not the word.
+not converge stay out of agreement. Over a study the unit is the text, not the word.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from xai_utils.evaluation.statistics import certified, interval
 CASE = ["study", "text", "model", "role", "target", "target_text"]
 SETTING = ["method", "baseline", "sink"]
 LEAST = 3  # words below which a rank correlation says nothing
+TOP = 3  # highest words that are compared
 
 
 def one_setting(word_scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -27,26 +28,19 @@ def one_setting(word_scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return word_scores.merge(first[SETTING], on=SETTING)
 
 
-def agreement(
-    word_scores: pd.DataFrame,
-    certificates: pd.DataFrame,
-    baseline: str = "mean",
-    *,
-    k: int = 3,
-    uncertified: bool = False,
-) -> pd.DataFrame:
+def agreement(word_scores: pd.DataFrame, certificates: pd.DataFrame, baseline: str = "mean") -> pd.DataFrame:
     """Table `agreement`: a row a case and pair of methods, over the words that both of them score.
 
     `spearman` is the rank correlation of signed scores (missing below three words), `top_k_overlap` the share that the
-    `k` highest words of both have in common (of half the words in a text of fewer than 2 k).
+    three highest words of both have in common (of half the words in a text of fewer than six).
     """
     rows = []
-    for keys, wide in _by_case(_comparable(word_scores, certificates, baseline, uncertified)):
+    for keys, wide in _by_case(_comparable(word_scores, certificates, baseline)):
         correlation = wide.corr(method="spearman", min_periods=LEAST)
         scores, there = wide.to_numpy(), wide.notna().to_numpy()
         for a, b in combinations(range(len(wide.columns)), 2):
             both = scores[there[:, a] & there[:, b]]
-            size = min(k, max(len(both) // 2, 1))
+            size = min(TOP, max(len(both) // 2, 1))
             rows.append(
                 keys
                 | {"method_a": wide.columns[a], "method_b": wide.columns[b], "words": len(both)}
@@ -66,11 +60,9 @@ def top_overlap(a: ArrayLike, b: ArrayLike, k: int) -> float:
     return len(top_a & top_b) / k
 
 
-def agreement_matrix(
-    word_scores: pd.DataFrame, certificates: pd.DataFrame, baseline: str = "mean", *, uncertified: bool = False
-) -> pd.DataFrame:
+def agreement_matrix(word_scores: pd.DataFrame, certificates: pd.DataFrame, baseline: str = "mean") -> pd.DataFrame:
     """Mean rank correlation over texts between all (model, method) pairs, square; words are the same for all models."""
-    table = _comparable(word_scores, certificates, baseline, uncertified)
+    table = _comparable(word_scores, certificates, baseline)
     order = pd.MultiIndex.from_frame(table[["model", "method"]].drop_duplicates()).sort_values()
     parts = []
     for _, part in table.groupby("text", sort=False):
@@ -111,11 +103,8 @@ def _mean_over_texts(tests: pd.DataFrame) -> pd.Series:
     return tests.groupby("text")["share"].mean()
 
 
-def _comparable(
-    word_scores: pd.DataFrame, certificates: pd.DataFrame, baseline: str, uncertified: bool
-) -> pd.DataFrame:
-    rows = one_setting(word_scores[word_scores["is_word"]], baseline)
-    return rows if uncertified or certificates.empty else certified(rows, certificates)
+def _comparable(word_scores: pd.DataFrame, certificates: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    return certified(one_setting(word_scores[word_scores["is_word"]], baseline), certificates)
 
 
 def _by_case(table: pd.DataFrame) -> list[tuple[dict[str, object], pd.DataFrame]]:

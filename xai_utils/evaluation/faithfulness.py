@@ -19,23 +19,23 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from xai_utils.attribution.absence import ABSENCES, PANEL
-from xai_utils.attribution.masking import Removal, all_subsets
+from xai_utils.attribution.masking import Removal
+from xai_utils.attribution.subsets import all_subsets, chains
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.evaluation.orders import (
     Orders,
     Span,
+    along,
     beam,
     by_score,
     ceiling,
-    chain_numbers,
     grid,
-    present_at,
     some_orders,
     span,
 )
 from xai_utils.models.loading import LoadedModel
-from xai_utils.models.visibility import heeds_mask
+from xai_utils.models.visibility import mask_support
 from xai_utils.text.cases import Case, units
 
 VERSION = 2  # raise it when results would come out different
@@ -88,7 +88,7 @@ class Deletion:
 
     @property
     def search(self) -> str:
-        """How the best order is found: exact, by beam, or, where the budget has no room for one, the best seen."""
+        """How the best order is found: exact, by beam, or, where the budget is too small for one, the best seen."""
         return "exact" if self.exact else "beam" if self._width else "seen"
 
     @property
@@ -98,8 +98,8 @@ class Deletion:
     def along(self, orders: Orders) -> Float[np.ndarray, " order"]:
         """Mean F while the words of each order come in, none and all left out."""
         if self.exact:
-            return self.values[chain_numbers(orders)].mean(1)
-        present = present_at(orders, self.sizes)
+            return along(self.values, orders)
+        present = chains(orders)[:, self.sizes]
         return self.value(present.reshape(-1, len(self.words))).reshape(len(orders), -1).mean(1)
 
     def curves(self, orders: Orders) -> Curves:
@@ -165,8 +165,8 @@ def faithfulness(
 
 
 def possible(model: LoadedModel) -> list[str]:
-    """The absences that a model can do: all, but `hidden` where an attention mask with holes is not heeded."""
-    return [name for name in ABSENCES if name != "hidden" or heeds_mask(model).holes]
+    """The absences that a model can do: all, but `hidden` where an attention mask with holes is not respected."""
+    return [name for name in ABSENCES if name != "hidden" or mask_support(model).holes]
 
 
 def _none(target: Target) -> dict[str, str]:

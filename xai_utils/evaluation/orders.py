@@ -15,8 +15,7 @@ from math import factorial
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from xai_utils.attribution.masking import all_subsets
-from xai_utils.attribution.shapley import chains
+from xai_utils.attribution.subsets import all_subsets, chains
 
 ROUNDING = 1e-4  # nats or logits: orders closer than this differ by rounding alone
 
@@ -156,11 +155,6 @@ def grid(count: int, most: int) -> Int[np.ndarray, " step"]:
     """
     steps = min(most, count - 1)
     return np.rint(np.arange(1, steps + 1) * count / (steps + 1)).astype(int)
-
-
-def present_at(orders: Orders, sizes: Int[np.ndarray, " step"]) -> Bool[np.ndarray, "order step word"]:
-    """The first words of each order, as many as each size says."""
-    return chains(orders)[:, sizes]
 
 
 def beam(value: Value, count: int, sizes: Int[np.ndarray, " step"], width: int, sign: int) -> float:

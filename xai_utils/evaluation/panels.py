@@ -18,8 +18,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from xai_utils.attribution.absence import ABSENCES
-from xai_utils.attribution.masking import Removal, all_subsets
-from xai_utils.attribution.shapley import exact_shapley
+from xai_utils.attribution.masking import Removal
+from xai_utils.attribution.subsets import all_subsets, exact_shapley
 from xai_utils.attribution.target import Target
 from xai_utils.evaluation.orders import Span, by_score, ceiling, shares, span, words_of
 from xai_utils.evaluation.stability import stability

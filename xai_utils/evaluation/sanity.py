@@ -1,6 +1,6 @@
 """Does an attribution depend on what the model has learnt? Cascading randomisation (Adebayo et al. 2018, 1810.03292).
 
-The weights are drawn anew layer by layer from the top, each tensor with its own mean and spread so that activations
+The weights are re-randomised layer by layer from the top, each tensor with its own mean and spread so that activations
 keep their size, and the same target is explained again. A method whose ranking of words survives that explains the
 text, not the model. One text has too few words for a rank correlation: words of all texts are pooled, each text by
 ranks of its own.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from torch import nn
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
-from xai_utils.models.loading import LoadedModel
+from xai_utils.models.loading import LoadedModel, decoder_layers
 from xai_utils.text.cases import Case, units
 
 VERSION = 1  # raise it when results would come out different
@@ -32,19 +31,17 @@ Scores = Float[np.ndarray, " word"]
 
 def layers(model: nn.Module) -> nn.ModuleList:
     """The stack of decoder layers, first to last. Raises UserError where the architecture has no one such stack."""
-    config: Any = model.config
-    count = config.num_hidden_layers
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
-    if not stacks:
+    found = decoder_layers(model)
+    if found is None:
         raise UserError(
-            f"architecture {type(model).__name__} has no list of its {count} layers; expected one, which randomising "
-            "from the top needs; leave the sanity check out for this model"
+            f"architecture {type(model).__name__} has no list of its layers; expected one, which randomising from the "
+            "top needs; leave the sanity check out for this model"
         )
-    return stacks[0]
+    return found[1]
 
 
 def randomised(model: LoadedModel, stages: Sequence[int], seed: int = 0) -> Iterator[tuple[int, LoadedModel]]:
-    """The model with its top layers drawn anew, one model a stage: how many layers, and that model.
+    """The model with its top layers re-randomised, one model a stage: how many layers, and that model.
 
     The model itself is not touched. Embeddings and the output head stay, in most models one tensor, since words could
     not be told apart without them. A yielded model is valid until the next one is asked for: they share weights.
@@ -58,12 +55,12 @@ def randomised(model: LoadedModel, stages: Sequence[int], seed: int = 0) -> Iter
             raise UserError(f"stage {stage} is out of range; expected layers to randomise from 1 to {len(stack)}")
         while done < stage:
             done += 1
-            _redraw(stack[-done], generator)
+            _randomise(stack[-done], generator)
         yield stage, dataclasses.replace(model, model=module, revision=f"{model.revision}+random:{stage}:{seed}")
 
 
 @torch.no_grad()
-def _redraw(layer: nn.Module, generator: torch.Generator) -> None:
+def _randomise(layer: nn.Module, generator: torch.Generator) -> None:
     for parameter in layer.parameters():
         values = parameter.float()
         spread = values.std(correction=0)

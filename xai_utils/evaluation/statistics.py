@@ -7,7 +7,6 @@ certified baselines. Over a study the unit is the text, not the word: words of o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -92,18 +91,14 @@ def real(difference: pd.DataFrame) -> pd.Series:
     return difference["beyond_floor"] & difference["sign_stable"].fillna(False).astype(bool)
 
 
-def spread(scores: ArrayLike) -> dict[str, float]:
-    """How evenly importance is spread over words: entropy of the shares of |scores| over its maximum, and Gini.
+def normalised_entropy(scores: ArrayLike) -> float:
+    """Entropy of the shares of |scores| over its maximum: 1 where all are alike; nan below two or where all are 0.
 
-    >>> spread([1.0, -1.0, 1.0, 1.0])
-    {'entropy': 1.0, 'gini': 0.0}
+    >>> normalised_entropy([1.0, -1.0, 1.0, 1.0])
+    1.0
     """
-    size = np.sort(np.abs(np.asarray(scores, dtype=float)))
-    if len(size) < 2 or size.sum() == 0:
-        return {"entropy": np.nan, "gini": np.nan}
-    rank = np.arange(1, len(size) + 1)
-    gini = max(float((2 * rank - len(size) - 1) @ size / (len(size) * size.sum())), 0.0)
-    return {"entropy": float(stats.entropy(size) / np.log(len(size))), "gini": gini}
+    size = np.abs(np.asarray(scores, dtype=float))
+    return float(stats.entropy(size) / np.log(len(size))) if len(size) > 1 and size.any() else np.nan
 
 
 def paired_test(base: ArrayLike, other: ArrayLike, seed: int = 0, resolution: float = 0.0) -> dict[str, float]:
@@ -150,15 +145,15 @@ def _ratio(mean: float, deviation: float) -> float:
     return float(mean / deviation) if deviation > 0 else math.copysign(math.inf, mean)
 
 
-def interval(values: ArrayLike, statistic: Callable[..., Any] = np.mean, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap 95 % interval over texts (scipy, BCa); no width where the values do not vary, nan below two."""
+def interval(values: ArrayLike, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap 95 % interval of the mean (scipy, BCa); no width where the values do not vary, nan below two."""
     sample = np.asarray(values, dtype=float)
     sample = sample[~np.isnan(sample)]
     if len(sample) < 2:
         return np.nan, np.nan
     if np.ptp(sample) == 0:
         return float(sample[0]), float(sample[0])
-    found = stats.bootstrap((sample,), statistic, rng=np.random.default_rng(seed), method="BCa").confidence_interval
+    found = stats.bootstrap((sample,), np.mean, rng=np.random.default_rng(seed), method="BCa").confidence_interval
     return float(found.low), float(found.high)
 
 

@@ -190,19 +190,19 @@ def completeness(found: Attribution) -> Completeness:
     return Completeness("passes" if proof.converged else "fails", kind, proof.relative_delta, proof.bound)
 
 
-def stable(measured: Mapping[Any, Any] | None) -> Stability:
+def stable(found: Mapping[Any, Any] | None) -> Stability:
     """From `stability_of` or a row of the table `stability`.
 
     Judged by signs first: a ranking of two words that share a sign may turn with little harm.
     """
-    if measured is None or pd.isna(measured["one_sign"]):
+    if found is None or pd.isna(found["one_sign"]):
         return Stability("unknown", None, None, None)
-    ranks, signs = measured["rank_correlation"], measured["one_sign"]
+    ranks, signs = found["rank_correlation"], found["one_sign"]
     if signs < TOSSED or ranks < UNALIKE:
         level: Level = "fails"
     else:
         level = "passes" if signs >= STANDS and not ranks < ALIKE else "doubtful"
-    return Stability(level, None if math.isnan(ranks) else ranks, signs, bool(measured["same_top"]))
+    return Stability(level, None if math.isnan(ranks) else ranks, signs, bool(found["same_top"]))
 
 
 def faithful(found: Attribution, tests: pd.DataFrame | None) -> Faithfulness:

@@ -123,13 +123,13 @@ def _forward(model: LoadedModel, rows: int) -> tuple[Tensor, Tensor]:
 # ---- passes at once
 
 
-def in_passes(function: Callable[[slice], Found], embeds: Tensor, room: int) -> list[Found]:
-    """`function` of the parts of a batch [batch, position, ...], given as slices, at most `room` rows at a time.
+def in_passes(function: Callable[[slice], Found], embeds: Tensor, batch_size: int) -> list[Found]:
+    """`function` of the parts of a batch [batch, position, ...], given as slices, at most `batch_size` rows at a time.
 
     On a CPU several parts are computed at once, each on one core and in the caller's context.
     """
     threads = torch.get_num_threads()
-    parts, cores = cut(len(embeds), embeds.shape[1], room, threads if embeds.device.type == "cpu" else 1)
+    parts, cores = cut(len(embeds), embeds.shape[1], batch_size, threads if embeds.device.type == "cpu" else 1)
     edges = [len(embeds) * part // parts for part in range(parts + 1)]
     rows = [slice(*pair) for pair in itertools.pairwise(edges)]
     if cores == 1:
@@ -138,14 +138,15 @@ def in_passes(function: Callable[[slice], Found], embeds: Tensor, room: int) -> 
     return [task.result() for task in tasks]
 
 
-def cut(rows: int, positions: int, room: int, cores: int) -> tuple[int, int]:
-    """How many parts a batch of `rows` sequences goes through a model in, and how many of these at once, where `room`
-    of them fit at a time: parts of like size, one for every core in each round.
+def cut(rows: int, positions: int, batch_size: int, cores: int) -> tuple[int, int]:
+    """How many parts a batch of `rows` sequences is cut into, of at most `batch_size` each, and how many run at once.
+
+    Parts have like sizes, one for every core in each round.
 
     >>> cut(50, 64, 16, 2), cut(9, 5, 16, 2), cut(50, 5, 16, 1)
     ((8, 2), (1, 1), (4, 1))
     """
-    rounds = -(-rows // room)
+    rounds = -(-rows // batch_size)
     cores = max(min(cores, rows * positions // rounds // LEAST, rows // rounds), 1)
     return rounds * cores, cores
 

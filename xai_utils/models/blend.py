@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xai_utils.errors import UserError
-from xai_utils.models.loading import LoadedModel
+from xai_utils.models.loading import LoadedModel, decoder_layers
 
 MLP = re.compile(r"mlp|ffn|feed_?forward|experts|^fc\d|ln_2|final_layer_norm")  # names of what belongs to a layer's MLP
 
@@ -127,7 +127,7 @@ def check_pair(base: LoadedModel, other: LoadedModel) -> None:
     shapes = [_body(each.model) for each in (base, other)]
     if type(base.model) is not type(other.model) or shapes[0] != shapes[1]:
         raise UserError(
-            f"{pair} have bodies of different shapes ({_told(base.model)}; {_told(other.model)}), so their parts "
+            f"{pair} have bodies of different shapes ({_shape(base.model)}; {_shape(other.model)}), so their parts "
             "cannot be exchanged; expected a model and its adapted twin; only word scores can be compared"
         )
     for each in (base, other):
@@ -151,7 +151,7 @@ def _token_modules(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
 
 
-def _told(model: PreTrainedModel) -> str:
+def _shape(model: PreTrainedModel) -> str:
     config = model.config.get_text_config()
     return f"{type(model).__name__}, {config.num_hidden_layers} layers of {config.hidden_size}"
 
@@ -165,7 +165,7 @@ def _blend(base: LoadedModel, other: LoadedModel) -> Blend:
         if module is not inputs and _differ(module, theirs[name])
     ]
     mixed = {name: Mixed(module, theirs[name], index, module is head) for index, (name, module) in enumerate(differing)}
-    stack, names = layers_name(base.model), list(theirs)
+    stack, names = (decoder_layers(base.model) or ("",))[0], list(theirs)
     places = tuple(_place(name, module is head, stack, names) for name, module in differing)
     return Blend(cast(PreTrainedModel, _with(base.model, "", mixed)), places)
 
@@ -189,12 +189,6 @@ def _differ(base: nn.Module, other: nn.Module) -> bool:
         parameter is not None and not (parameter.shape == theirs[name].shape and torch.equal(parameter, theirs[name]))  # type: ignore[union-attr, arg-type]
         for name, parameter in mine.items()
     )
-
-
-def layers_name(model: PreTrainedModel) -> str:
-    """The name of the list of layers, such as `model.layers`: the one that is as long as the configuration says."""
-    count = model.config.get_text_config().num_hidden_layers
-    return next(n for n, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == count)
 
 
 def _place(name: str, is_head: bool, stack: str, names: list[str]) -> Place:

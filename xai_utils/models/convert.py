@@ -1,4 +1,4 @@
-"""A GGUF file as a folder of safetensors, converted once: transformers dequantises it to float32, we mend the rest.
+"""A GGUF file as a folder of safetensors, converted once: transformers dequantises it to float32, we repair the rest.
 
 What transformers 5.23 gets wrong or leaves behind: the pre-tokeniser of some families, the tokenizer's maximal length,
 and marks of a quantised model on one that is so no more.
@@ -119,7 +119,7 @@ def _convert(gguf: Path, target: Path) -> None:
             bar.update()
             if known:  # else the folder has no tokenizer, and `load` asks for the original one
                 positions = model.config.max_position_embeddings
-                _mended_tokenizer(gguf, pre_tokenizer, special, positions).save_pretrained(folder)
+                _repaired_tokenizer(gguf, pre_tokenizer, special, positions).save_pretrained(folder)
             finish(folder, target)
             bar.update()
 
@@ -161,7 +161,7 @@ def _plain_model(gguf: Path) -> PreTrainedModel:
     return model
 
 
-def _mended_tokenizer(
+def _repaired_tokenizer(
     gguf: Path, pre_tokenizer: str | None, special: Mapping[str, int], positions: int
 ) -> PreTrainedTokenizerFast:
     tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)

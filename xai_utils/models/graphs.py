@@ -3,7 +3,7 @@
 A small model's kernels are shorter than the time to launch them one by one from Python: a pass of 832 positions
 through 30 layers took 111 ms on an H200, replayed 25; one of 6,656 positions 105 and 99. So small passes are recorded,
 when their shape comes for the second time: recording costs about what a pass costs. A recording holds the addresses of
-the weights and none of the hooks, so a model that was changed meanwhile is recorded anew, and one that has hooks is
+the weights and none of the hooks, so a model that was changed meanwhile is recorded again, and one that has hooks is
 never replayed.
 """
 

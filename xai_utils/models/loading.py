@@ -30,7 +30,7 @@ from xai_utils.errors import UserError, first_line, shown
 from xai_utils.files import cache_folder, file_sha256
 from xai_utils.models import adapters, convert, download, hub, kernels
 from xai_utils.models.entry import ModelEntry
-from xai_utils.models.precision import weights_of
+from xai_utils.models.precision import weights_dtype
 
 Attention = Literal["sdpa", "eager"]
 
@@ -122,6 +122,13 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
         _move(model, device, entry)
         kernels.choose(model)
     return usable(LoadedModel(entry, model.eval().requires_grad_(False), tokenizer, revision + tokenizer_revision))
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
+    """The name, such as `model.layers`, and the list of the decoder layers: as many as the configuration says."""
+    count = cast(PreTrainedModel, model).config.get_text_config().num_hidden_layers
+    lists = ((name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList))
+    return next(((name, part) for name, part in lists if len(part) == count), None)
 
 
 # ---- from a name to a folder
@@ -236,12 +243,12 @@ def _placed(entry: ModelEntry, device: torch.device) -> dict[str, Any]:
                 f"{entry.label}: quantization: {entry.quantization} needs bitsandbytes, which is not installed; "
                 "pip install bitsandbytes, or leave quantization out"
             )
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of its rounding at each layer and pass
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports its rounding at each layer and pass
         placed["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=entry.quantization == "8bit",
             load_in_4bit=entry.quantization == "4bit",
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=weights_of(entry),
+            bnb_4bit_compute_dtype=weights_dtype(entry.dtype),
         )
     return placed
 
@@ -254,7 +261,7 @@ def _model(folder: Path, entry: ModelEntry, attention: Attention, device: torch.
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=weights_of(entry),
+            dtype=weights_dtype(entry.dtype),
             attn_implementation="eager" if attention == "eager" else None,  # None: sdpa where the model has it
             use_safetensors=True,
             trust_remote_code=False,

@@ -12,21 +12,19 @@ from contextlib import contextmanager
 
 import torch
 
-from xai_utils.models.entry import ModelEntry
-
 TF32 = "tf32"
 
 
-def weights_of(entry: ModelEntry) -> torch.dtype:
-    """The dtype that an entry's weights are loaded in."""
-    return torch.float32 if entry.dtype == TF32 else getattr(torch, entry.dtype)
+def weights_dtype(precision: str) -> torch.dtype:
+    """The dtype of the weights in a precision of a study's file."""
+    return torch.float32 if precision == TF32 else getattr(torch, precision)
 
 
 @contextmanager
-def products(entry: ModelEntry) -> Iterator[None]:
-    """Products of float32 matrices in the entry's precision inside, as before outside."""
+def products(precision: str) -> Iterator[None]:
+    """Products of float32 matrices in this precision inside, as before outside."""
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = entry.dtype == TF32
+    torch.backends.cuda.matmul.allow_tf32 = precision == TF32
     try:
         yield
     finally:

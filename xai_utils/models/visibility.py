@@ -1,4 +1,4 @@
-"""Positions that later ones cannot see: whether a model heeds an attention mask with holes, tried once on the model.
+"""Positions that later ones cannot see: whether a model respects an attention mask with holes, tried once on the model.
 
 `seen` [row, position] is True where later positions may attend. Positions keep their numbers; unseen positions at the
 very front are padding and are not counted.
@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 
 from xai_utils.models.loading import LoadedModel
 
-_tried: WeakKeyDictionary[PreTrainedModel, Heeds] = WeakKeyDictionary()
+_tried: WeakKeyDictionary[PreTrainedModel, MaskSupport] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class Heeds:
+class MaskSupport:
     """What a trial found: are masked positions without influence, and may a prompt be padded on the left?"""
 
     holes: bool
@@ -37,7 +37,7 @@ def position_numbers(seen: Bool[Tensor, "row position"]) -> Int[Tensor, "row pos
     return (torch.arange(seen.shape[1], device=seen.device) - padding).clamp(min=0)
 
 
-def heeds_mask(model: LoadedModel) -> Heeds:
+def mask_support(model: LoadedModel) -> MaskSupport:
     """Two short trials, remembered for each model."""
     if model.model not in _tried:
         _tried[model.model] = _try(model)
@@ -45,7 +45,7 @@ def heeds_mask(model: LoadedModel) -> Heeds:
 
 
 @torch.no_grad()
-def _try(model: LoadedModel) -> Heeds:
+def _try(model: LoadedModel) -> MaskSupport:
     rows = model.embedding[torch.linspace(0, len(model.embedding) - 1, 10, device=model.device).long()]
     plain, other = rows[:8], rows[:8].clone()
     seen = torch.tensor([True, True, False, True, True, False, True, True], device=model.device)
@@ -55,11 +55,11 @@ def _try(model: LoadedModel) -> Heeds:
         hidden, changed = (_last(model, row, seen) for row in (plain, other))
         long, short = _last(model, plain, padded), _last(model, plain[3:], padded[3:])
     except (TypeError, ValueError, NotImplementedError, RuntimeError):
-        return Heeds(False, False)
+        return MaskSupport(False, False)
     whole = _last(model, plain, torch.ones_like(seen))
     tolerance = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()
     moved = not _close(hidden, whole, tolerance)  # a model that ignores the mask gives the same
-    return Heeds(moved and _close(hidden, changed, tolerance), _close(long, short, tolerance))
+    return MaskSupport(moved and _close(hidden, changed, tolerance), _close(long, short, tolerance))
 
 
 def _close(a: Tensor, b: Tensor, tolerance: Tensor) -> bool:

@@ -14,6 +14,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from xai_utils.models.loading import decoder_layers
+
 _current: ContextVar[Watch | None] = ContextVar("_current", default=None)
 
 
@@ -31,7 +33,7 @@ class Watch:
 
     `passes` are sequences, a layer of one counting as its share; `report` is called with them as they grow. After
     `stop`, from any thread, the next layer raises Stopped. What other threads compute for themselves is neither
-    counted nor stopped; passes that this context spreads over threads (threads.py) are.
+    counted nor stopped; passes that this context spreads over threads (batching.py) are.
     """
 
     def __init__(self, models: Iterable[PreTrainedModel], report: Callable[[float], None] = lambda passes: None):
@@ -51,7 +53,8 @@ class Watch:
     def __enter__(self) -> Self:
         self._token = _current.set(self)
         for model in self._models:
-            layers = _layers(model)
+            found = decoder_layers(model)
+            layers: list[nn.Module] = list(found[1]) if found else [model]
             for layer in layers:
                 hook = self._counting(1 / len(layers))
                 self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
@@ -75,10 +78,3 @@ class Watch:
                 self._report(self.passes)
 
         return hook
-
-
-def _layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The model's layers: the list of modules in it that is as long as its configuration says, else the whole of it."""
-    count = model.config.get_text_config().num_hidden_layers
-    found = (list(part) for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
-    return next(found, [model])

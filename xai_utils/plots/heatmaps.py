@@ -22,10 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from xai_utils.attention.heads import GROUPS
 from xai_utils.attention.words import WordAttention
-from xai_utils.plots.pairs import PALETTE
-from xai_utils.plots.style import INK, OPPOSES, STYLE, centred, diverging, readable, style
+from xai_utils.plots.style import INK, OPPOSES, PALETTE, centred, diverging, readable, style
 
 UNSEEN = "#ececec"  # where a causal model cannot look
 LABEL = 22  # letters of a label on the axis of a map
@@ -33,16 +31,6 @@ CELL = 0.26  # inches of a cell with a label of its own, at most
 SCREEN = 3.6  # inches that they take together where they can: a laptop's screen then holds map and controls
 SIDE = 7.5  # inches that they take together at most
 LEAST = 0.11  # inches of a cell, below which only some of the labels are written
-NAMES = {
-    "entropy": "entropy (nats)",
-    "sink": "mass on the first position",
-    "diagonal": "mass on itself",
-    "previous": "mass on the one before",
-    "distance": "mean distance (positions)",
-    "local": "mass on the last four",
-}
-SHORT = {"sink": "sink", "previous": "previous token", "local": "local", "broad": "broad", "induction": "induction"}
-LETTERS = {"sink": "S", "previous": "P", "local": "L", "broad": "B", "induction": "I"}
 WEIGHT = PowerNorm(0.5, 0, 1)
 TICKS = [0, 0.01, 0.1, 0.25, 0.5, 1]
 
@@ -81,7 +69,7 @@ def _labelled(
     return image
 
 
-def _room(labels: Sequence[str]) -> float:
+def _label_width(labels: Sequence[str]) -> float:
     """Inches that the longest label takes."""
     return 0.075 * max(min(len(label), LABEL) for label in labels) + 0.15
 
@@ -104,7 +92,7 @@ def heatmap(
 ) -> Figure:
     """One head's map with the tokens (or words) on both axes; `rest` where the first position was set apart."""
     cell = _cell(len(labels))
-    side = len(labels) * cell + _room(labels)
+    side = len(labels) * cell + _label_width(labels)
     width = max(side + 1.2, 4.0)
     with style():
         fig = Figure(figsize=(width, max(side + 0.8, 3.0)), layout="constrained")
@@ -116,94 +104,8 @@ def heatmap(
     return fig
 
 
-def all_heads(
-    maps: Float[np.ndarray, "layer head row column"], title: str = "", groups: pd.DataFrame | None = None
-) -> Figure:
-    """Every head of a model as a small map: layers from top to bottom, heads from left to right, numbered at the sides.
-
-    With the rows of `group_heads`, each map bears the letter of its group in the half that cannot be seen.
-    """
-    layers, heads, size, _ = maps.shape
-    pixels = max(round(48 / size), 1) * size + 5  # whole pixels a token, else neighbours merge
-    gap = 5 * size / (pixels - 5)
-    dpi = STYLE["savefig.dpi"]
-    width, height = heads * pixels / dpi, layers * pixels / dpi
-    left, bottom = 0.65, 0.75 if groups is not None else 0.45
-    across = max(width + left + 0.45, 5.0)
-    heading = _title(title, across)
-    top = 0.5 + 0.2 * (heading.count("\n") + 1)
-    full = (across, height + top + bottom)
-    with style():
-        fig = Figure(figsize=full, layout=None)
-        fig.set_layout_engine("none")
-        axes = fig.add_axes((left / full[0], bottom / full[1], width / full[0], height / full[1]))
-        axes.set_facecolor("white")
-        colours = _blues().resampled(12)  # as many shades as can be told apart; more make a file twice as large
-        axes.set(xlim=(0, heads * (size + gap)), ylim=(layers * (size + gap), 0))
-        for layer, head in np.ndindex(layers, heads):
-            x, y = head * (size + gap) + gap / 2, layer * (size + gap) + gap / 2
-            extent = (x, x + size, y + size, y)
-            axes.imshow(_causal(maps[layer, head]), colours, WEIGHT, interpolation="nearest", extent=extent)
-        axes.set(xlim=(0, heads * (size + gap)), ylim=(layers * (size + gap), 0), aspect="auto")
-        _numbered(axes, layers, heads, size + gap)
-        axes.spines[:].set_visible(False)
-        fig.text(0.1 / full[0], 1 - 0.1 / full[1], heading, fontsize=10, va="top")
-        if groups is not None:
-            _lettered(axes, groups, size, gap)
-            legend = "   ".join(f"{LETTERS[name]} {SHORT[name]}" for name in GROUPS)
-            fig.text(0.1 / full[0], 0.2 / full[1], legend, fontsize=8, color=INK)
-    return fig
-
-
-def _numbered(axes: Axes, layers: int, heads: int, step: float) -> None:
-    axes.set_xticks([(head + 0.5) * step for head in range(heads)], [str(head) for head in range(heads)], fontsize=7.5)
-    axes.set_yticks([(layer + 0.5) * step for layer in range(layers)], map(str, range(layers)), fontsize=7.5)
-    axes.tick_params(length=0, labeltop=True, labelright=True)
-    axes.set_xlabel("head", labelpad=1)
-    axes.set_ylabel("layer", labelpad=1)
-
-
-def _lettered(axes: Axes, groups: pd.DataFrame, size: int, gap: float) -> None:
-    for head, layer, group in zip(groups["head"], groups["layer"], groups["group"], strict=True):
-        x, y = (head + 1) * (size + gap) - gap / 2 - 0.06 * size, layer * (size + gap) + gap / 2 + 0.06 * size
-        axes.text(x, y, LETTERS[group], fontsize=7, ha="right", va="top", weight="bold", color=INK)
-
-
 def _by_head(table: pd.DataFrame, column: str) -> Float[np.ndarray, "layer head"]:
     return table.pivot_table(column, "layer", "head", dropna=False).to_numpy(float)
-
-
-def head_maps(
-    table: pd.DataFrame, columns: Mapping[str, str] | None = None, title: str = "", among: pd.DataFrame | None = None
-) -> Figure:
-    """Maps layer x head of columns of `attention_heads` (name -> what it is), of one model, means over its texts.
-
-    A head's colour is read off the bar below its map. Columns in the same unit of mass share the range 0 to 1; the
-    others end at the largest value in `among`, which holds all models whose maps are to be compared.
-    """
-    among = table if among is None else among
-    columns = columns or NAMES
-    shape = _by_head(table, next(iter(columns))).shape
-    cell = min(0.2, 6.0 / shape[1])
-    each = max(shape[1] * cell, 1.3) + 0.9  # inches of a map, or of the words above it
-    down = math.ceil(len(columns) * each / 11)
-    across = math.ceil(len(columns) / down)
-    size = (max(across * each, 5.0), down * (shape[0] * cell * 0.8 + 1.15) + 0.3)
-    with style():
-        fig = Figure(figsize=size, layout="constrained")
-        panels = np.ravel(fig.subplots(down, across, squeeze=False))
-        for axes, (column, name) in zip(panels, columns.items(), strict=False):
-            values = _by_head(table, column)
-            mass = not column.endswith(("entropy", "distance"))
-            means = among.groupby(["model", "layer", "head"])[column].mean()
-            top = 1.0 if mass else max(np.nanmax(means, initial=0.0), 1e-9)
-            norm = Normalize(0, top)
-            _layers_and_heads(axes, values, _blues(), norm, name, fig)
-        for axes in panels[len(columns) :]:
-            axes.remove()
-        if title:
-            fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
-    return fig
 
 
 def _layers_and_heads(
@@ -229,7 +131,7 @@ def group_examples(
     across = min(len(examples), 2)
     down = math.ceil(len(examples) / across)
     cells = {name: min(0.14, 4.0 / len(labels)) for name, (_, labels) in examples.items()}
-    side = max(len(labels) * cells[name] + _room(labels) for name, (_, labels) in examples.items())
+    side = max(len(labels) * cells[name] + _label_width(labels) for name, (_, labels) in examples.items())
     with style():
         fig = Figure(figsize=(across * side + 0.2, down * (side + 0.3) + 0.9), layout="constrained")
         panels = np.ravel(fig.subplots(down, across, squeeze=False))
@@ -323,8 +225,8 @@ def changed_heads(base: WordAttention, other: WordAttention, top: pd.DataFrame, 
     words, columns = base.words, base.columns[kept]
     before, after = (part[..., kept] for part in drawn)
     cell = min(0.22, 11 / (3 * len(columns)))
-    width = 3 * (len(columns) * cell + 0.12) + _room(words) + 0.75
-    height = len(places) * (len(words) * cell + 0.4) + _room(columns) + 1.1
+    width = 3 * (len(columns) * cell + 0.12) + _label_width(words) + 0.75
+    height = len(places) * (len(words) * cell + 0.4) + _label_width(columns) + 1.1
     names = [readable(each.case.model, 30) for each in (base, other)]
     with style():
         fig = Figure(figsize=(width, height), layout="constrained")

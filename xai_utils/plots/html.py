@@ -27,17 +27,17 @@ from xai_utils.plots.sentence import (
     value_of,
 )
 from xai_utils.plots.style import OPPOSES, SUPPORTS
-from xai_utils.plots.trust import told
+from xai_utils.plots.trust import summary_lines
 from xai_utils.text.words import visible
 
 TOP = 12  # rows of a table that a long text shows at once
 BLOCKS = 16  # characters of the longest bar in a table
 
 
-def result_html(result: Attribution, reach: float | None = None) -> str:
+def result_html(result: Attribution) -> str:
     """One result: its sentence in colour, the scores as a table, and what is proven of their sum."""
-    verdict = "".join(f"<div>{escape(line)}</div>" for line in [*result.verdicts, *told(result.trust)])
-    return f'<div style="max-width:60em">{sentence_html(result, reach)}{_scores(result)}{verdict}</div>'
+    verdict = "".join(f"<div>{escape(line)}</div>" for line in [*result.verdicts, *summary_lines(result.trust)])
+    return f'<div style="max-width:60em">{sentence_html(result)}{_scores(result)}{verdict}</div>'
 
 
 def comparison_html(pair: Comparison) -> str:
@@ -52,7 +52,7 @@ def comparison_html(pair: Comparison) -> str:
     verdict = "".join(
         f"<div>{escape(visible(label))}: {escape(line)}</div>"
         for label, result in zip(pair.labels, results, strict=True)
-        for line in [*result.verdicts, *told(result.trust)]
+        for line in [*result.verdicts, *summary_lines(result.trust)]
     )
     shared = "".join(f"<div>{escape(visible(line))}</div>" for line in shared_lines(pair)) + _parts(pair)
     return f'<div style="max-width:60em">{both}{_table(heads, rows, words["difference"])}{shared}{verdict}</div>'

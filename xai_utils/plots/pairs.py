@@ -26,6 +26,7 @@ from xai_utils.plots.style import (
     INK,
     NOTHING,
     OPPOSES,
+    PALETTE,
     ROW,
     SUPPORTS,
     centred,
@@ -36,8 +37,7 @@ from xai_utils.plots.style import (
     style,
 )
 
-FIRST, SECOND, BAND = "#4d4d4d", "#e08214", "#d9d9d9"  # base, other (safe beside each other), floor
-PALETTE = (FIRST, SECOND, "#8073ac", "#35978f", "#bf812d", "#c51b7d")
+FIRST, SECOND, BAND = PALETTE[0], PALETTE[1], "#d9d9d9"  # base, other, floor
 CELL = 0.85  # inches of a word's cell in the map of differences
 
 
@@ -47,18 +47,6 @@ def _rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.axvline(0, color="#757575", linewidth=0.8, zorder=0)
     axes.grid(axis="x")
-
-
-def scores(words: pd.DataFrame, title: str = "") -> Figure:
-    """Word scores of one model, text and method with their errors, in reading order."""
-    with style():
-        fig = figure(6.2, 1.1 + ROW * len(words))
-        axes = fig.subplots()
-        _dots(axes, words["score"], words["error"], FIRST, "o", 0.0)
-        _rows(axes, words["word"].tolist())
-        axes.set_xlabel(f"score ({words['unit'].iloc[0]})")
-        fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
-    return fig
 
 
 def pair(difference: pd.DataFrame, title: str = "") -> Figure:

@@ -69,16 +69,6 @@ class PathView:
         values = np.concatenate([piece.values for piece in self.pieces])
         return alphas, values - self.certificate.f_baseline
 
-    def describe(self) -> str:
-        """The finding in a sentence, for an alt text."""
-        wanted = self.certificate.f_input - self.certificate.f_baseline
-        narrow = np.diff(self.edges).min()
-        return (
-            f"{self.title}: the cumulative attribution ends at {self.cumulative[-1]:.3g} {self.unit}, "
-            f"F(x) - F(baseline) is {wanted:.3g}; {len(self.nodes[0])} nodes, "
-            f"shortest piece 1/{1 / narrow:.0f} of the path; {self.certificate.verdict}."
-        )
-
 
 def view(found: Attribution) -> PathView:
     """The path of an attribution that carries a certificate; a fixed rule's pieces have one node each."""

@@ -89,10 +89,10 @@ def value_of(result: Attribution, row: int) -> str:
     score, error = result.word_scores[row], result.word_errors[row]
     if np.isnan(score):
         return "fixed, not explained"
-    told = f"{score:+.3g}" + (f" ± {error:.2g}" if error > 0 else "") + f" {result.unit}"
+    text = f"{score:+.3g}" + (f" ± {error:.2g}" if error > 0 else "") + f" {result.unit}"
     if result.low is None or result.high is None or result.stands is None:
-        return told
-    return f"{told} ({result.low[row]:+.3g} to {result.high[row]:+.3g})" + (", stands" if result.stands[row] else "")
+        return text
+    return f"{text} ({result.low[row]:+.3g} to {result.high[row]:+.3g})" + (", stands" if result.stands[row] else "")
 
 
 def bar(score: float, reach: float, length: int) -> str:

@@ -2,7 +2,7 @@
 
 Every figure is a function that returns a matplotlib Figure made without pyplot, so that nothing is drawn twice and no
 state is left. Colours: blue supports, red opposes (ColorBrewer RdBu, safe for colour-blind readers), grey has no value
-or no proof. Figures of paths and doses are in plots_path.py, those of attention in plots_attention.py.
+or no proof.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from xai_utils.errors import UserError
 from xai_utils.files import write_whole
 
 SUPPORTS, OPPOSES, NOTHING, INK = "#2166ac", "#b2182b", "#bdbdbd", "#333333"
+PALETTE = ("#4d4d4d", "#e08214", "#8073ac", "#35978f", "#bf812d", "#c51b7d")  # of models, safe beside each other
 FALLBACK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS", "Noto Sans Arabic")
 STYLE: Any = {
     "font.size": 9,
@@ -82,7 +83,7 @@ def png(fig: Figure) -> bytes:
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure, sizes in inches, with some room around what is drawn."""
+    """An empty figure, sizes in inches, with a margin."""
     fig = Drawing(figsize=(width, height), layout="constrained")
     fig.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
     return fig
@@ -132,23 +133,16 @@ def save(fig: Figure, path: Path, *, alt: str) -> Image:
     """
     if not alt.strip():
         raise UserError(f"{path.name}: a figure needs an alt text; expected a sentence that states what it shows")
-    buffer, told = io.BytesIO(), PngInfo()
-    told.add_text("Description", alt)
+    buffer, metadata = io.BytesIO(), PngInfo()
+    metadata.add_text("Description", alt)
     picture = Pictures.open(io.BytesIO(png(fig))).convert(
         "RGB"
     )  # 256 colours: a quarter of the bytes, so that notebooks stay small
     picture.quantize(256, Pictures.Quantize.FASTOCTREE, dither=Pictures.Dither.NONE).save(
-        buffer, "PNG", optimize=True, pnginfo=told
+        buffer, "PNG", optimize=True, pnginfo=metadata
     )
     write_whole(path, lambda file: file.write_bytes(buffer.getvalue()))
     return Image(data=buffer.getvalue(), format="png", alt=alt)
-
-
-def alt_text(path: Path) -> str:
-    """The alt text of a figure that `save` wrote."""
-    with Pictures.open(path) as picture:
-        picture.load()
-        return str(picture.info.get("Description", ""))
 
 
 @dataclass(frozen=True)
@@ -188,15 +182,14 @@ def select(frame: pd.DataFrame, **where: Any) -> pd.DataFrame:
     return rows
 
 
-MEASURE = {"sensitivity": "standard deviation", "sensitivity_mean": "mean absolute change"}  # all others: a score
+MEASURE = {"sensitivity": "standard deviation"}  # all others: a score
 
 
-def panel(tables: Mapping[str, pd.DataFrame], by: str = "token", title: str = "", axis: str = "", **where: Any) -> Bars:
+def panel(tables: Mapping[str, pd.DataFrame], by: str = "token", title: str = "", **where: Any) -> Bars:
     """The bars of one attribution by `token` or `word`, out of the tables of an Explainer.
 
-    `where` names columns and values that leave one model, text, target, method and baseline; `axis` says what the bars
-    measure, where it is not what the method says. Raises UserError when they leave nothing, or more than one
-    attribution.
+    `where` names columns and values that leave one model, text, target, method and baseline. Raises UserError when they
+    leave nothing, or more than one attribution.
     """
     rows = select(tables["attributions" if by == "token" else "word_scores"], **where)
     keys = [name for name in ("text", "model", "target", "target_text", "method", "baseline", "sink") if name in rows]
@@ -209,7 +202,7 @@ def panel(tables: Mapping[str, pd.DataFrame], by: str = "token", title: str = ""
         proofs = proofs[(proofs[keys] == first[keys]).all(axis=1)]
     return Bars(
         title=title or f"{method_name(first['method'])} by {by}",
-        axis=f"{axis or MEASURE.get(first['method'], 'score')} ({first['unit']})",
+        axis=f"{MEASURE.get(first['method'], 'score')} ({first['unit']})",
         labels=tuple(rows[by]),
         scores=rows["score"].to_numpy(float),
         errors=rows["error"].to_numpy(float),
@@ -217,11 +210,6 @@ def panel(tables: Mapping[str, pd.DataFrame], by: str = "token", title: str = ""
         note=proof(proofs.iloc[0], first["unit"]) if len(proofs) else "",
         converged=bool(proofs["converged"].all()) if len(proofs) else True,
     )
-
-
-def column(frame: pd.DataFrame, labels: str, values: str, title: str, axis: str) -> Bars:
-    """Bars of one column of a table, labelled by another."""
-    return Bars(title, axis, tuple(frame[labels]), frame[values].to_numpy(float))
 
 
 def share(part: float) -> str:
@@ -259,41 +247,25 @@ def heading(title: str, width: float) -> list[str]:
         count = int(0.95 * count)
 
 
-def bars(panels: Sequence[Bars], title: str = "", columns: int | None = None) -> Figure:
-    """Panels of bars beside each other, `columns` in a row, as tall as their bars need.
-
-    In a row whose panels have the same labels these stand once, on the left.
-    """
-    columns = min(columns or len(panels), len(panels))
-    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    longest = max(min(len(readable(label)), LONGEST) for one in panels for label in one.labels)
-    width = max(3.0 * columns + LETTER * longest * (1 if _shared(rows) else columns), 6.0)
-    each = (width - LETTER * longest * (1 if _shared(rows) else columns)) / columns
-    heights = [max(len(one.labels) for one in row) * ROW + _margin(row, each) for row in rows]
-    lines = heading(title, width)
+def bars(panels: Sequence[Bars], title: str = "") -> Figure:
+    """Panels of bars beside each other, as tall as their bars need; labels that all have stand once, on the left."""
+    shared = all(one.labels == panels[0].labels for one in panels)
+    letters = LETTER * max(min(len(readable(label)), LONGEST) for one in panels for label in one.labels)
+    labels = letters * (1 if shared else len(panels))
+    width = max(3.0 * len(panels) + labels, 6.0)
+    each, slots, lines = (width - labels) / len(panels), max(len(one.labels) for one in panels), heading(title, width)
+    notes = 0.15 * max(len(_wrapped(one.note, each)) for one in panels)
     with style():
-        fig = figure(width, sum(heights) + 0.2 * len(lines))
-        grid = fig.add_gridspec(len(rows), columns, height_ratios=heights)
-        for line, row in enumerate(rows):
-            for column, one in enumerate(row):
-                axes = fig.add_subplot(grid[line, column])
-                _draw(axes, one, max(len(other.labels) for other in row))
-                if one.note and not (column and row[column - 1].note == one.note):
-                    annotate_below(axes, one.note, each)
-                if column and _shared([row]):
-                    axes.set_yticklabels([])
+        fig = figure(width, slots * ROW + 0.85 + notes + 0.2 * len(lines))
+        for column, (axes, one) in enumerate(zip(fig.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)):
+            _draw(axes, one, slots)
+            if one.note and not (column and panels[column - 1].note == one.note):
+                annotate_below(axes, one.note, each)
+            if column and shared:
+                axes.set_yticklabels([])
         if lines:
             fig.suptitle("\n".join(lines), x=0.01, ha="left")
     return fig
-
-
-def _shared(rows: Sequence[Sequence[Bars]]) -> bool:
-    return all(one.labels == row[0].labels for row in rows for one in row)
-
-
-def _margin(row: Sequence[Bars], width: float) -> float:
-    """Inches above and below the bars of a row: title, ticks, axis and note."""
-    return 0.85 + 0.15 * max(len(_wrapped(one.note, width)) for one in row)
 
 
 def _wrapped(note: str, width: float) -> list[str]:
@@ -309,7 +281,7 @@ def annotate_below(axes: Axes, note: str, width: float) -> None:
 
 
 def _draw(axes: Axes, one: Bars, slots: int) -> None:
-    """One panel with room for `slots` bars."""
+    """One panel with space for `slots` bars."""
     places = np.arange(len(one.labels))
     there = np.isfinite(one.scores)
     colours = np.where(one.scores >= 0, SUPPORTS, OPPOSES)

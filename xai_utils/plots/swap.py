@@ -62,10 +62,10 @@ def parts(table: pd.DataFrame, title: str = "By part") -> Waterfall:
     return _waterfall(table, title + sampled, names, table["error"].to_numpy(float))
 
 
-def steps(table: pd.DataFrame, title: str = "By step") -> Waterfall:
+def steps(table: pd.DataFrame) -> Waterfall:
     """One text's rows of the table `bridge`. Raises UserError for several texts, pairs or targets."""
     known = STEPS if "tokenizer" in set(table["step"]) else STEPS | ALONE
-    return _waterfall(table, title, [known[step] for step in table["step"]], np.zeros(len(table)))
+    return _waterfall(table, "By step", [known[step] for step in table["step"]], np.zeros(len(table)))
 
 
 def _waterfall(table: pd.DataFrame, title: str, labels: list[str], errors: np.ndarray) -> Waterfall:
@@ -83,13 +83,13 @@ def waterfalls(panels: Sequence[Waterfall], title: str = "") -> Figure:
     width = sum(WIDTH + LETTER * count for count in letters)
     lines = heading(title, width)
     reach, slots = [level for one in panels for level in one.levels], max(len(one.scores) for one in panels) + 2
-    room = 0.16 * max(np.ptp(reach), 0.1)
+    margin = 0.16 * max(np.ptp(reach), 0.1)
     with style():
         fig = figure(width, slots * 1.15 * ROW + 0.9 + 0.2 * len(lines))
         ratios = [WIDTH + LETTER * count for count in letters]
         for axes, one in zip(fig.subplots(1, len(panels), squeeze=False, width_ratios=ratios)[0], panels, strict=True):
             _draw(axes, one, slots)
-            axes.set_xlim(min(reach) - room, max(reach) + room)
+            axes.set_xlim(min(reach) - margin, max(reach) + margin)
         if lines:
             fig.suptitle("\n".join(lines), x=0.01, ha="left")
     return fig

@@ -23,7 +23,7 @@ from xai_utils.plots.sentence import (
     title_of,
     value_of,
 )
-from xai_utils.plots.trust import told
+from xai_utils.plots.trust import summary_lines
 from xai_utils.text.cases import units
 from xai_utils.text.words import visible
 
@@ -55,7 +55,7 @@ def lines(shown: Attribution | Comparison) -> list[Text]:
     for result in results:
         whose = f"{visible(result.case.model)}: " if len(results) > 1 else ""
         found += [Text(whose + line, "" if result.certified else "bold") for line in result.verdicts]
-        found += [Text(whose + line, "bold" if "(fails)" in line else "dim") for line in told(result.trust)]
+        found += [Text(whose + line, "bold" if "(fails)" in line else "dim") for line in summary_lines(result.trust)]
     return found
 
 
@@ -88,8 +88,8 @@ def _pair_rows(pair: Comparison, reach: float) -> list[str]:
     rows = [f"  {words[0]}  {heads}  difference ({pair.base.unit})"]
     for word, row in zip(words[1:], found.itertuples(index=False, name=None), strict=True):
         _, base, other, change, floor, stands = row
-        told = change_mark(change, floor, stands, reach, BAR)
-        rows.append(f"  {word}  {base:>+{width}.3g}  {other:>+{width}.3g}  {change:+9.3g}  {told}")
+        mark = change_mark(change, floor, stands, reach, BAR)
+        rows.append(f"  {word}  {base:>+{width}.3g}  {other:>+{width}.3g}  {change:+9.3g}  {mark}")
     return rows
 
 

@@ -25,7 +25,7 @@ class Line:
 
     name: str
     value: float
-    told: str
+    shown: str
     level: str
     fails: float  # below it the check fails
     passes: float  # from it on it passes
@@ -43,22 +43,22 @@ def lines(card: TrustCard) -> list[Line]:
         Line("sum of scores", missed, exact, whole.level, math.nan, math.nan),
         _line("words of one sign", steady.one_sign, steady.level, TOSSED, STANDS),
         _line("deletion share", deleted.share, deleted.level, CHANCE, FAITHFUL),
-        Line("unlike untrained", other, _told(other), card.controls.level, 1 - SAME, 1 - CONTROLLED),
+        Line("unlike untrained", other, _digits(other), card.controls.level, 1 - SAME, 1 - CONTROLLED),
     ]
 
 
-def told(card: TrustCard | None) -> list[str]:
+def summary_lines(card: TrustCard | None) -> list[str]:
     """What was tested, as lines of text; none without a card."""
     tested = [line for line in lines(card) if line.level != "unknown"] if card else []
-    return [f"{line.name}: {line.told} ({line.level})" for line in tested]
+    return [f"{line.name}: {line.shown} ({line.level})" for line in tested]
 
 
 def _line(name: str, value: float | None, level: str, fails: float, passes: float) -> Line:
     known = math.nan if value is None else value
-    return Line(name, known, _told(known), level, fails, passes)
+    return Line(name, known, _digits(known), level, fails, passes)
 
 
-def _told(value: float) -> str:
+def _digits(value: float) -> str:
     return "not known" if math.isnan(value) else f"{value:.2f}"
 
 
@@ -92,7 +92,7 @@ def _draw(axes: Axes, checks: list[Line]) -> None:
             axes.hlines(place, 0, check.fails, color="#fddbc7", linewidth=6, zorder=1)
         where = 0.5 if math.isnan(check.value) else min(max(check.value, 0), 1)
         axes.plot(where, place, mark, color=colour, markersize=7, zorder=3, markeredgecolor="white")
-        axes.annotate(check.told, (1, place), (6, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+        axes.annotate(check.shown, (1, place), (6, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
     axes.set(xlim=(-0.03, 1.03), ylim=(len(checks) - 0.5, -0.5), xticks=[0, 0.5, 1])
     axes.tick_params(axis="y", length=0)
     axes.spines[:].set_visible(False)

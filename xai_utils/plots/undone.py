@@ -60,13 +60,13 @@ def describe_undone(table: pd.DataFrame) -> str:
     )
 
 
-def over_texts(table: pd.DataFrame, title: str = "") -> LayerMap:
+def over_texts(table: pd.DataFrame) -> LayerMap:
     """The adapter path's sums by layer, a column a text in place of a word."""
     inner = table.dropna(subset="layer")
     grid = inner.pivot_table("score", "layer", "text", "sum", fill_value=0.0, sort=False).sort_index()
     grid = grid.reindex(range(int(inner["layer"].max()) + 1), fill_value=0.0)
     return LayerMap(
-        title or "By prompt",
+        "By prompt",
         tuple(map(str, grid.index)),
         tuple(map(str, grid.columns)),
         grid.to_numpy(float),

@@ -46,11 +46,6 @@ class Grid:
         filled = np.where(np.isnan(self.scores), -np.inf, self.scores)
         return [self.words[row.argmax()] if np.isfinite(row.max()) else "" for row in filled]
 
-    def describe(self) -> str:
-        """The highest word of each row, for an alt text."""
-        told = [f"{row}: {top}" for row, top in zip(self.rows, self.tops, strict=True) if top]
-        return f"{self.title}. Highest word by row: {'; '.join(told)}."
-
 
 def grid(results: Sequence[Attribution], rows: Sequence[str] = (), title: str = "") -> Grid:
     """Results of one text as a grid; `rows` are named by method if not given.
@@ -97,8 +92,8 @@ def grids(panels: Sequence[Grid], title: str = "") -> Figure:
     """Grids under each other. Those that are not scaled by row share one colour scale."""
     common = [np.abs(one.scores[np.isfinite(one.scores)]).max(initial=0) for one in panels if not one.scaled]
     reach, label = max(common, default=0.0), max(len(readable(row)) for one in panels for row in one.rows)
-    room = LETTER * label + 0.3
-    width = max(room + CELL * max(len(one.words) for one in panels) + 0.3, 6.0)
+    margin = LETTER * label + 0.3
+    width = max(margin + CELL * max(len(one.words) for one in panels) + 0.3, 6.0)
     heights = [LINE * len(one.rows) + 0.85 for one in panels]
     lines = heading(title, width)
     with style():
@@ -119,10 +114,10 @@ def _draw(axes: Axes, one: Grid, reach: float) -> None:
             axes.add_patch(
                 Rectangle((column, row), 1, 1, facecolor=back, edgecolor="white", linewidth=1.5, hatch=hatch)
             )
-            told = "" if np.isnan(score) else f"{score:+.2g}"
+            number = "" if np.isnan(score) else f"{score:+.2g}"
             halo = [withStroke(linewidth=4, foreground=back)] if hatch else None
             place = (column + 0.5, row + 0.5)
-            axes.text(*place, told, ha="center", va="center", fontsize=7.5, color=ink, path_effects=halo)
+            axes.text(*place, number, ha="center", va="center", fontsize=7.5, color=ink, path_effects=halo)
             if one.stands[row, column]:
                 axes.plot(column + 0.92, row + 0.16, "o", markersize=3, color=ink)
     axes.set(xlim=(0, len(one.words)), ylim=(len(one.rows), 0))

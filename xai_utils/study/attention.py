@@ -19,7 +19,7 @@ from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.study.explainer import Explainer
-from xai_utils.study.progress import progress
+from xai_utils.study.jobs import Job
 from xai_utils.text.cases import Case, prepare
 from xai_utils.text.entry import TextEntry
 
@@ -32,7 +32,7 @@ SAME = 1e-9  # nats; two runs of one model on the same tokens differ by nothing
 
 def head_statistics(book: Explainer) -> pd.DataFrame:
     """Table `attention_heads`: every head of every case."""
-    found = [book.cached_table(label, text, _head_table) for label, text in progress(_cases(book), "attending")]
+    found = book.compute([book.job(*case, _head_table) for case in book.pairs], "attending")
     table = pd.concat(found, ignore_index=True)
     for name in table.columns[table.columns.str.endswith(layers.STATISTICS)]:
         table[name] = table[name].astype(float)
@@ -41,8 +41,8 @@ def head_statistics(book: Explainer) -> pd.DataFrame:
 
 def first_head(book: Explainer) -> pd.DataFrame:
     """What the original study says of layer 0, head 0, as numbers, a row a case; texts of one token left out."""
-    long = [(label, text) for label, text in _cases(book) if len(book.case(label, text).tokens) > 1]
-    found = [book.cached_table(label, text, _first_head) for label, text in long]
+    long = [case for case in book.pairs if len(book.case(*case).tokens) > 1]
+    found = book.compute([book.job(*case, _first_head) for case in long])
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=KEYS)
 
 
@@ -98,8 +98,8 @@ def group_examples(
 
 def drifts(book: Explainer) -> pd.DataFrame:
     """Table `attention_rollout`: rollout's mass on the first position, by layer, of every case."""
-    found = [book.cached_table(label, text, _drift) for label, text in progress(_cases(book), "rolling out")]
-    return pd.concat(found, ignore_index=True)
+    jobs = [book.job(*case, _drift) for case in book.pairs]
+    return pd.concat(book.compute(jobs, "rolling out"), ignore_index=True)
 
 
 def alike(book: Explainer, base: str) -> list[str]:
@@ -117,9 +117,8 @@ def _shape(model: LoadedModel) -> str:
 
 def changes(book: Explainer, base: str, other: str) -> pd.DataFrame:
     """Table `attention_change`: what differs between two models' heads on every text, beside the floor."""
-    return pd.concat(
-        [_changed(book, base, other, entry) for entry in progress(list(book.study.texts), other)], ignore_index=True
-    )
+    found = book.compute([_change_job(book, base, other, entry) for entry in book.study.texts], other)
+    return pd.concat([tables["attention_change"] for tables in found], ignore_index=True)
 
 
 def joined(found: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -150,14 +149,10 @@ def words_of(book: Explainer, label: str, entry: TextEntry) -> WordAttention:
     return word_attention(model, prepare(model, entry, book.study, book.study.name))
 
 
-def _changed(book: Explainer, base: str, other: str, entry: TextEntry) -> pd.DataFrame:
+def _change_job(book: Explainer, base: str, other: str, entry: TextEntry) -> Job:
     reworded = [entry.model_copy(update={"text": rewording}) for rewording in entry.rewordings]
     again = [tuple(prepare(book.models[label], text, book.study) for label in (base, other)) for text in reworded]
-    return book.pair_tables(base, other, entry.id, _change, again=again)["attention_change"]
-
-
-def _cases(book: Explainer) -> list[tuple[str, str]]:
-    return [(label, entry.id) for label in book.models for entry in book.study.texts]
+    return book.pair_job(base, other, entry.id, _change, again=again)
 
 
 def _keys(book: Explainer, model: LoadedModel) -> dict[str, str]:

@@ -25,7 +25,6 @@ from xai_utils.models.blend import check_pair
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, load
 from xai_utils.study.explainer import Explainer
-from xai_utils.study.progress import progress
 from xai_utils.text.cases import Case
 
 VERSION = (1, swap_of.VERSION, bridge_of.VERSION, path_of.VERSION, layers_of.VERSION)  # raise it as these do theirs
@@ -103,8 +102,7 @@ def _over_texts(
     texts = [text.id for text in book.study.texts if text.answer is not None and (scores is None or text.id in scores)]
     settings: dict[str, dict[str, Any]] = {text: {} if scores is None else {"scores": scores[text]} for text in texts}
     jobs = [book.pair_job(base, other, text, function, **settings[text]) for text in texts]
-    book.fill(progress(jobs, function.__name__.strip("_")))
-    found = [job.result() for job in jobs]
+    found = book.compute(jobs, function.__name__.strip("_"))
     names = list(dict.fromkeys(name for tables in found for name in tables))
     return {name: pd.concat([tables[name] for tables in found], ignore_index=True) for name in names}
 
@@ -121,7 +119,7 @@ def _swap(
 
 @functools.lru_cache(1)
 def _untrained(entry: ModelEntry) -> LoadedModel | None:
-    """The model with its adapter's rows as they were before training, where its recipe tells them (adapters.py)."""
+    """The model with its adapter's rows as they were before training, where its recipe can make them (adapters.py)."""
     if entry.adapter is None or entry.rows is not None or not adapters.token_rows(adapters.folder(entry)):
         return None
     untrained = {"rows": "initial", "role": "control", "label": f"{entry.label}-untrained"}

@@ -121,8 +121,8 @@ def _remotely(jobs: Iterator[Job], address: str) -> Iterator[tuple[Job, Outcome]
         done = as_completed(loop=client.loop)
 
         def send() -> None:
-            room = max(AHEAD * sum(client.nthreads().values()), 1) - len(sent)
-            for job in islice(jobs, max(room, 0)):
+            free = max(AHEAD * sum(client.nthreads().values()), 1) - len(sent)
+            for job in islice(jobs, max(free, 0)):
                 future = client.submit(_on_worker, job, pure=False)
                 sent[future] = job
                 done.add(future)

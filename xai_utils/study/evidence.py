@@ -21,16 +21,16 @@ from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.evaluation.panels import candidates, cases_of, choice, confidence, rankings, subset_values
 from xai_utils.evaluation.sanity import layers, randomisation
-from xai_utils.files import ROOT, write_whole
+from xai_utils.files import ROOT
 from xai_utils.models import adapters
 from xai_utils.models.loading import LoadedModel, content_hash
 from xai_utils.study import evidence_tables as tables_of
 from xai_utils.study import questions
 from xai_utils.study.config import Study, load_study
-from xai_utils.study.explainer import Explainer, progress
-from xai_utils.study.results import provenance, rounded
+from xai_utils.study.explainer import Explainer
+from xai_utils.study.results import provenance, write_csv
 from xai_utils.study.store import named
-from xai_utils.study.tables import IG, Measured
+from xai_utils.study.tables import IG, StudyTables
 from xai_utils.text.cases import Case
 from xai_utils.text.entry import TextEntry
 from xai_utils.text.tokens import tokenization_table
@@ -48,7 +48,7 @@ LIMIT = 200  # gradient evaluations for baselines that are only tried
 MOVED_TEXTS = 4  # texts, the first of both studies by turns, on which every position is moved, or draws are averaged
 SANE = (IG, "input_x_gradient", "ablation", "attention", "rollout")  # methods, some of each family
 ROUGH = {"tolerance": 0.1, "budget": 500}  # of integrated gradients under such weights: enough for ranks
-DRAWN = (0.25, 1.0)  # shares of the layers that are drawn anew, from the top
+RANDOMISED = (0.25, 1.0)  # shares of the layers that are re-randomised, from the top
 
 
 def run(only: str | None = None, pairs: int | None = None, folder: Path = FOLDER) -> Path:
@@ -158,8 +158,7 @@ def run_panel(book: Explainer, folder: Path) -> None:
     The tables are first published without the other methods, which take longer.
     """
     announce(f"panel: all subsets of {len(book.study.texts)} texts, {', '.join(ABSENCES)}")
-    wanted = [(label, entry.id) for label in book.models for entry in book.study.texts]
-    values = [book.cached_table(*case, subset_values) for case in progress(wanted, "subsets")]
+    values = book.compute([book.job(*case, subset_values) for case in book.pairs], "subsets")
     cases = cases_of(pd.concat(values, ignore_index=True))
     table = candidates(cases)
     publish(table, "panels", folder)
@@ -175,11 +174,11 @@ def run_panel(book: Explainer, folder: Path) -> None:
 
 
 def run_sanity(book: Explainer, folder: Path) -> None:
-    """Whether a ranking of words survives weights drawn anew from the top, on the published texts and pair."""
+    """Whether a ranking of words survives weights re-randomised from the top, on the published texts and pair."""
     found = []
     for label in roles(book.study)[0]:
         for name in SANE:
-            announce(f"sanity: {name} under {label} with layers drawn anew")
+            announce(f"sanity: {name} under {label} with layers re-randomised")
             found.append(sanity_of(book, label, name))
             publish(pd.concat(found, ignore_index=True), "sanity", folder)
     publish(provenance(book.study, book.models.values()), "sanity_provenance", folder)
@@ -196,7 +195,7 @@ def sanity_of(book: Explainer, label: str, method: str) -> pd.DataFrame:
             book.attribute(label, case.text_id, method) if asked is model else function(asked, case, target, **settings)
         )
 
-    stages = [math.ceil(share * len(layers(model.model))) for share in DRAWN]
+    stages = [math.ceil(share * len(layers(model.model))) for share in RANDOMISED]
     parts = [model, cases, randomisation, function, settings, book.settings(method), stages, study.seed]
     table = book.kept.remember(parts, lambda: randomisation(model, cases, explain, method, stages, study.seed))
     return named(table, {"study": study.name, "model": label, "role": model.role}).assign(method=method)
@@ -211,7 +210,7 @@ def run_corpus(book: Explainer, folder: Path) -> None:
     announce(f"{', '.join(study.methods)} on {len(study.texts)} texts")
     pair = roles(study)[0]
     tokens = tokenization_table(book.case(label, entry.id) for label in pair for entry in study.texts)
-    found = Measured(study, book.tables(study.methods, models=pair) | {"tokenization": tokens})
+    found = StudyTables(study, book.tables(study.methods, models=pair) | {"tokenization": tokens})
     publish(questions.tests(found).drop(columns="study"), "corpus_questions", folder)
     publish(provenance(study, book.models.values()), "corpus_provenance", folder)
 
@@ -224,9 +223,7 @@ def announce(step: str) -> None:
 
 
 def publish(frame: pd.DataFrame, name: str, folder: Path) -> None:
-    """Write one table as CSV, rounded, whole or not at all."""
-    table = frame.map(rounded)
-    write_whole(folder / f"{name}.csv", lambda file: table.to_csv(file, index=False, lineterminator="\n"))
+    write_csv(frame, folder / f"{name}.csv")
 
 
 def read(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:

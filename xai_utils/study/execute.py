@@ -1,11 +1,12 @@
 """One notebook on papermill: executed in a kernel as fresh as a new one, replaced only when it succeeds, every failure
-told in one line.
+reported in one line.
 
 papermill runs; what is here is what it leaves open: a limit on a cell's time, a kernel that died, what the kernel says
 of its progress, and a copy fit to be committed.
 """
 
 import logging
+import os
 import re
 import sys
 from dataclasses import dataclass, field
@@ -23,10 +24,9 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from xai_utils.errors import MORE, UserError
-from xai_utils.files import write_text
+from xai_utils.files import ROOT, write_text
 from xai_utils.study.kernel import OwnKernel
 from xai_utils.study.progress import MIME, Line
-from xai_utils.study.publishable import publishable
 
 CELL_SECONDS = 3600
 
@@ -55,7 +55,7 @@ def execute(
 
     `kernel` is made fresh and left running; without one, the notebook has a process of its own.
     Raises UserError, naming notebook and cell: a cell fails or takes longer than `timeout` seconds, the kernel dies.
-    What no cell has foreseen is told in one line too; with `debug` its traceback goes before it.
+    What no cell has foreseen is reported in one line too; with `debug` behind its traceback.
     """
     own = kernel or OwnKernel()
     try:
@@ -73,7 +73,7 @@ def _executed(job: Job, timeout: int, progress: "_Progress", kernel: OwnKernel, 
         kernel.begin()
         return _papermill(job, timeout, progress, kernel)
     except PapermillExecutionError as error:
-        raise UserError(f"{progress.place}: {_told(error, debug)}") from None
+        raise UserError(f"{progress.place}: {_reason(error, debug)}") from None
     except CellTimeoutError:
         raise UserError(f"{progress.place}: took longer than {timeout} s; allow more with --timeout SECONDS") from None
     except DeadKernelError:
@@ -121,7 +121,7 @@ def _papermill(job: Job, timeout: int, progress: "_Progress", kernel: OwnKernel)
         execution_timeout=timeout,
         km=kernel,
         on_cell_execute=progress.start,
-        on_progress=progress.told,
+        on_progress=progress.report,
         record_timing=False,
         store_widget_state=False,
         coalesce_streams=True,
@@ -141,7 +141,7 @@ class _Progress:
         if self.line is not None:
             self.line.next_cell()
 
-    def told(self, message: dict[str, Any]) -> None:
+    def report(self, message: dict[str, Any]) -> None:
         if self.line is not None:
             self.line.told(message)
 
@@ -150,14 +150,14 @@ class _Progress:
         return f"{self.name}, cell {self.cells}" if self.cells else self.name
 
 
-def _told(error: PapermillExecutionError, debug: bool) -> str:
+def _reason(error: PapermillExecutionError, debug: bool) -> str:
     """The failure in one line, after its traceback where that is asked for."""
     if debug:
         tqdm.write(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)), file=sys.stderr)
     if error.ename == UserError.__name__:
         return _line(error.evalue)
-    told = f"{error.ename}: {_line(error.evalue)}".removesuffix(": ")
-    return told if debug else f"{told}; {MORE}"
+    reason = f"{error.ename}: {_line(error.evalue)}".removesuffix(": ")
+    return reason if debug else f"{reason}; {MORE}"
 
 
 def _line(text: str) -> str:
@@ -170,3 +170,41 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 def _injected(cell: nbformat.NotebookNode) -> bool:
     return "injected-parameters" in cell.metadata.get("tags", [])
+
+
+# ---- fit to be committed
+
+
+def publishable(notebook: nbformat.NotebookNode) -> None:
+    """Strip in place what differs between runs or machines: timings, paths, progress bars, widget state."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},
+        }
+    )
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags", True):
+            del cell.metadata["tags"]
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in map(_portable_output, cell.outputs) if output is not None]
+
+
+def _portable_output(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    if output.output_type == "stream":
+        lines = output.text.splitlines(keepends=True)
+        output.text = _without_paths("".join(line for line in lines if not re.search(r"\d+%\|", line)))
+        return output if output.text.strip() else None
+    data = output.get("data", {})
+    if "application/vnd.jupyter.widget-view+json" in data:
+        return None
+    for kind in data:
+        if kind.startswith("text/"):
+            data[kind] = _without_paths(data[kind])
+    return output
+
+
+def _without_paths(text: str) -> str:
+    return text.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".").replace(str(Path.home()), "~")

@@ -1,8 +1,7 @@
-"""A study times methods gives tables: the one loop, and the one table of methods.
+"""A study times methods gives tables: the one loop over models, texts and methods, each result kept in the store.
 
-A new method is a function `method(model, case, target, *, ...) -> Attribution` and a line in `METHODS`; notebooks,
-cache, comparison, faithfulness and report then have it. Its keyword-only settings are filled from the study's keys of
-the same name, unless the table's line fixes them.
+A method's keyword-only settings are filled from the study's keys of the same name, unless its line of METHODS fixes
+them.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from xai_utils.attribution.absence import with_common_mean
 from xai_utils.attribution.continuation import greedy, unrolled
 from xai_utils.attribution.methods import method_named
 from xai_utils.attribution.result import Attribution
-from xai_utils.attribution.tables import TABLES, certificate_row, joined, tables_of
+from xai_utils.attribution.tables import certificate_row, joined, tables_of
 from xai_utils.attribution.target import Target, make_target
 from xai_utils.errors import UserError
 from xai_utils.files import locate, write_text
@@ -73,6 +72,11 @@ class Explainer:
         other.study = self.study.model_copy(update={"texts": entries})
         return other
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every model's label with every text's id."""
+        return [(label, entry.id) for label in self.models for entry in self.study.texts]
+
     @functools.lru_cache(CASES)  # noqa: B019 - an Explainer lives as long as its notebook
     def case(self, label: str, text: str) -> Case:
         return prepare(self.models[label], self._entry(text), self.study, self.study.name)
@@ -100,18 +104,16 @@ class Explainer:
         """The table that `function(model, case, target, **settings)` gives, behind the case's keys, from the store."""
         return self._read(self.job(label, text, function, **settings))
 
-    def pair_tables(
-        self, base: str, other: str, text: str, function: Callable[..., dict[str, pd.DataFrame]], **settings: Any
-    ) -> dict[str, pd.DataFrame]:
-        """Named tables of two models on one text, behind the keys study, text, base and other, from the store.
-
-        `function(base model, other model, base case, other case, base target, other target, **settings)` makes them.
-        """
-        return self._read(self.pair_job(base, other, text, function, **settings))
-
     def _read(self, job: Job) -> Any:
-        self.fill([job])
-        return job.result()
+        return self.compute([job])[0]
+
+    def compute(self, jobs: Sequence[Job], what: str = "") -> list[Any]:
+        """The results of jobs, from the store where they are there; `what` names them on the progress line.
+
+        Raises UserError as `fill` does.
+        """
+        self.fill(progress(jobs, what) if what else jobs)
+        return [job.result() for job in jobs]
 
     def _method(self, method: str, label: str, text: str, target: str | None, settings: Mapping[str, Any]) -> Job:
         return self._explaining(method, self.case(label, text), self.target(label, text, target), settings)
@@ -125,11 +127,14 @@ class Explainer:
         return self._job(method, method_named(method).function, [case], [goal], self.settings(method) | dict(settings))
 
     def job(self, label: str, text: str, function: Callable[..., Result], **settings: Any) -> Job:
-        """`function(model, case, target, **settings)` of a case, for `fill`."""
+        """`function(model, case, target, **settings)` of a case, for `compute`: an attribution, or a table."""
         return self._job(_name(function), function, [self.case(label, text)], [self.target(label, text)], settings)
 
     def pair_job(self, base: str, other: str, text: str, function: Callable[..., Result], **settings: Any) -> Job:
-        """What `pair_tables` reads, for `fill`."""
+        """Named tables of two models on one text, for `compute`, behind the keys study, text, base and other.
+
+        `function(base model, other model, base case, other case, base target, other target, **settings)` makes them.
+        """
         cases = [self.case(label, text) for label in (base, other)]
         targets = [self.target(label, text) for label in (base, other)]
         return self._job(_name(function), function, cases, targets, settings)
@@ -172,31 +177,7 @@ class Explainer:
         if failed and asked == 1:
             raise failed[0][1]
         if failed:
-            raise UserError(_told(failed, asked)) from failed[0][1]
-
-    def stream(
-        self,
-        methods: Iterable[str],
-        texts: Iterable[str] | None = None,
-        models: Iterable[str] | None = None,
-        target: str | None = None,
-        **settings: Any,
-    ) -> Iterator[dict[str, pd.DataFrame]]:
-        """What `tables` gives, one attribution after the other, so that memory does not grow with their number."""
-        labels, ids = list(models or self.models), list(texts or [entry.id for entry in self.study.texts])
-        names = list(methods)
-        for name in names:
-            method_named(name)
-        for label in labels:
-            for text in ids:
-                self.target(label, text, target)  # what is wrong with a text is told before anything is computed
-        wanted = [(name, label, text) for label in labels for text in ids for name in names]
-        self.fill(
-            self._method(name, label, text, target, settings) for name, label, text in progress(wanted, "explaining")
-        )
-        for name, label, text in wanted:
-            job = self._method(name, label, text, target, settings)
-            yield tables_of(job.result())
+            raise UserError(_failures(failed, asked)) from failed[0][1]
 
     def tables(
         self,
@@ -206,8 +187,14 @@ class Explainer:
         target: str | None = None,
         **settings: Any,
     ) -> dict[str, pd.DataFrame]:
-        """The tables `attributions`, `word_scores` and `certificates` over models, texts and methods."""
-        return joined(list(self.stream(methods, texts, models, target, **settings)))
+        """The tables `attributions`, `word_scores` and `certificates` over models, texts and methods.
+
+        Raises UserError for an unknown method and for a text that cannot be explained before anything is computed.
+        """
+        labels, names = list(models or self.models), list(methods)
+        ids = list(texts or [entry.id for entry in self.study.texts])
+        jobs = [self._method(name, label, text, target, settings) for label in labels for text in ids for name in names]
+        return joined([tables_of(found) for found in self.compute(jobs, "explaining")])
 
     def continuations(self, text: str, method: str = "integrated_gradients") -> dict[str, pd.DataFrame]:
         """Tables `continuations` (matrix continuation x input, long) and `certificates` of one text, for all models."""
@@ -216,9 +203,7 @@ class Explainer:
             generated = greedy(model, self.case(label, text), self.study.continuation)
             prompts = unrolled(model, self.case(label, text), generated)
             asked = [self._explaining(method, case, goal, {}) for case, goal in prompts]
-            self.fill(progress(asked, label))
-            for step, job in enumerate(asked):
-                found = job.result()
+            for step, (job, found) in enumerate(zip(asked, self.compute(asked, label), strict=True)):
                 keys = found.keys() | {"step": step, "generated": job.target.text}
                 rows += [
                     keys | {"position": position, "token": token.label, "score": score}
@@ -228,13 +213,9 @@ class Explainer:
                     proofs.append(keys | certificate_row(found.certificate))
         return {"continuations": pd.DataFrame(rows), "certificates": pd.DataFrame(proofs)}
 
-    def write(self, methods: Iterable[str], part: str, **settings: Any) -> dict[str, pd.DataFrame]:
-        """`tables`, written as one part of the study's data while they come."""
-        with results.appending(self.study, TABLES, part) as append:
-            for tables in self.stream(methods, **settings):
-                for name, table in tables.items():
-                    append(name, table)
-        return {name: results.read_table(self.study, name, part) for name in TABLES}
+    def write(self, methods: Iterable[str], part: str) -> dict[str, pd.DataFrame]:
+        """`tables`, written as one part of the study's data."""
+        return self.store(part, self.tables(methods))
 
     def store(self, part: str, *runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         """Several runs of `tables` as one, written as one part of the study's data in place of what it held."""
@@ -263,7 +244,7 @@ def _loaded(loader: Callable[[ModelEntry], LoadedModel], entries: tuple[ModelEnt
 
 
 def _stamp(entry: ModelEntry) -> tuple[tuple[str, int, int], ...]:
-    """Names, sizes and times of the local files that a model is read from, which change when it is made anew."""
+    """Names, sizes and times of the local files that a model is read from, which change when it is made again."""
     places = [locate(name) for name in (entry.model, entry.adapter, entry.tokenizer) if name]
     files = [path for place in places for path in ([place] if place.is_file() else sorted(place.glob("*")))]
     return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
@@ -280,10 +261,10 @@ def _name(function: Callable[..., Any]) -> str:
     return function.__name__.strip("_")
 
 
-def _told(failed: list[tuple[Job, Exception]], asked: int) -> str:
+def _failures(failed: list[tuple[Job, Exception]], asked: int) -> str:
     """One line on the cases that failed: what each reason hit."""
     reasons: dict[str, list[str]] = {}
     for job, error in failed:
         reasons.setdefault(reason(error), []).append(str(job))
-    told = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
-    return f"{len(failed)} of {asked} cases failed: {told}; the others are kept: mend this and run again"
+    each = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+    return f"{len(failed)} of {asked} cases failed: {each}; the others are kept: fix this and run again"

@@ -1,4 +1,4 @@
-"""One result to compute: what it takes, where it is kept, and how whoever asks reads it, under names of their own.
+"""One result to compute: what it takes, where it is kept, and how it is read under the names of the cases that ask.
 
 A job can be computed in any process that can load the same models with the same libraries (cluster.py). It holds no
 weights, and what it computes is text (store.py).
@@ -80,5 +80,5 @@ def makers(model: LoadedModel, function: Callable[..., Any]) -> dict[str, Any]:
 
 def reason(error: BaseException) -> str:
     """Why a job failed, in one line."""
-    told = " ".join(str(error).split())
-    return told if isinstance(error, UserError) else f"{type(error).__name__}: {told}".removesuffix(": ")
+    message = " ".join(str(error).split())
+    return message if isinstance(error, UserError) else f"{type(error).__name__}: {message}".removesuffix(": ")

@@ -46,7 +46,7 @@ class Leftovers:
             clear(self.folders.figs, self.begun, "*.png")
 
     def _now(self) -> int:
-        """The time as the file system tells it, which may be another machine's."""
+        """The time by the file system, which may be another machine's."""
         return write_text(self.folders.data.parent / ".begun", "").stat().st_mtime_ns
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from xai_utils.attention.layers import statistics, uniform
-from xai_utils.evaluation.statistics import spread
-from xai_utils.study.tables import ORIGINAL, Measured
+from xai_utils.evaluation.statistics import normalised_entropy
+from xai_utils.study.tables import ORIGINAL, StudyTables
 
 PLACE = ["text", "model"]
 ORIGINAL_WORD = "Сколько"
 
-Measure = Callable[[Measured, str], pd.Series]
+Measure = Callable[[StudyTables, str], pd.Series]
 
 
 def is_punctuation(word: str) -> bool:
@@ -30,56 +30,56 @@ def is_punctuation(word: str) -> bool:
     return all(unicodedata.category(character)[0] in "PS" for character in word)
 
 
-def _words(found: Measured, method: str) -> pd.DataFrame:
+def _words(found: StudyTables, method: str) -> pd.DataFrame:
     pick = found.chosen if method == ORIGINAL else found.certified
     rows = pick("word_scores", method)
     return rows[rows["is_word"].astype(bool)].dropna(subset="score") if len(rows) else rows
 
 
-def _shares(found: Measured, method: str) -> pd.DataFrame:
+def _shares(found: StudyTables, method: str) -> pd.DataFrame:
     """Signed share of each word in the absolute importance of its text."""
     rows = _words(found, method)
     total = rows.groupby(PLACE)["score"].transform(lambda scores: scores.abs().sum())
     return rows.assign(share=rows["score"] / total.where(total > 0))
 
 
-def evenness(found: Measured, method: str) -> pd.Series:
+def evenness(found: StudyTables, method: str) -> pd.Series:
     """Entropy of the words' shares of absolute importance, over its maximum: 1 is perfectly even."""
-    return _words(found, method).groupby(PLACE)["score"].agg(lambda scores: spread(scores)["entropy"])
+    return _words(found, method).groupby(PLACE)["score"].agg(normalised_entropy)
 
 
-def negative(found: Measured, method: str) -> pd.Series:
+def negative(found: StudyTables, method: str) -> pd.Series:
     """Share of negative scores in the words' absolute importance."""
     return _shares(found, method).groupby(PLACE)["share"].agg(lambda shares: -shares.clip(upper=0).sum())
 
 
-def question_mark(found: Measured, method: str) -> pd.Series:
+def question_mark(found: StudyTables, method: str) -> pd.Series:
     """Signed share of “?” in the importance of its text."""
     rows = _shares(found, method)
     return rows[rows["word"] == "?"].groupby(PLACE)["share"].mean()
 
 
-def other_marks(found: Measured, method: str) -> pd.Series:
+def other_marks(found: StudyTables, method: str) -> pd.Series:
     """Signed share of the other punctuation marks in the importance of their text, mean over the marks."""
     rows = _shares(found, method)
     marks = rows["word"].map(is_punctuation).astype(bool) & (rows["word"] != "?")
     return rows[marks].groupby(PLACE)["share"].mean()
 
 
-def original_word(found: Measured, method: str) -> pd.Series:
+def original_word(found: StudyTables, method: str) -> pd.Series:
     """Signed share of the original's first word in the importance of its text."""
     rows = _shares(found, method)
     return rows[rows["word"] == ORIGINAL_WORD].groupby(PLACE)["share"].mean()
 
 
-def first_position(found: Measured, method: str) -> pd.Series:
+def first_position(found: StudyTables, method: str) -> pd.Series:
     """Score of the first position over the mean absolute score of all, in runs that move it."""
     rows = found.chosen("attributions", method, "moved").dropna(subset="score")
     size = rows.groupby(PLACE)["score"].agg(lambda scores: scores.abs().mean())
     return rows[rows["position"] == 0].groupby(PLACE)["score"].first() / size.where(size > 0)
 
 
-def swings(found: Measured, method: str) -> pd.Series:
+def swings(found: StudyTables, method: str) -> pd.Series:
     """Deviation of “?” under noise over the largest of the other words, less one; of the adapted model alone."""
     rows = _words(found, method)
     rows = rows[rows["model"] == found.adapted] if len(rows) else rows
@@ -88,7 +88,7 @@ def swings(found: Measured, method: str) -> pd.Series:
     return (mark / rest - 1).dropna()
 
 
-def ranks(found: Measured, method: str) -> pd.Series:
+def ranks(found: StudyTables, method: str) -> pd.Series:
     """Rank correlation of a gradient method with ablation, over the words of a text."""
     wide = pd.concat([_words(found, name).assign(by=name) for name in (method, "ablation")])
     wide = wide.pivot_table("score", [*PLACE, "start"], "by").dropna()
@@ -99,20 +99,20 @@ def ranks(found: Measured, method: str) -> pd.Series:
     )
 
 
-def answer(found: Measured, method: str) -> pd.Series:
+def answer(found: StudyTables, method: str) -> pd.Series:
     """Log-probability of the answer in nats a character of it (whole, so that two vocabularies can be compared)."""
     rows = found.table("behaviour")
     rows = rows[rows["text"].isin(found.answered) & (rows["probability"] > 0)]
     return (np.log(rows["probability"]) / rows["answer"].str.len()).groupby([rows[name] for name in PLACE]).first()
 
 
-def stand(found: Measured, method: str) -> pd.Series:
+def stand(found: StudyTables, method: str) -> pd.Series:
     """Share of a text's words whose score has one sign over the panel."""
     rows = _words(found, method).dropna(subset="stands")
     return rows["stands"].astype(bool).groupby([rows[name] for name in PLACE]).mean()
 
 
-def pieces(found: Measured, method: str) -> pd.Series:
+def pieces(found: StudyTables, method: str) -> pd.Series:
     """Tokens a word."""
     return found.table("tokenization").groupby(PLACE)["tokens_per_word"].first()
 
@@ -126,26 +126,26 @@ def _uniform_entropy(length: int) -> float:
     return float(np.log(np.arange(2, length + 1)).mean())
 
 
-def attention_evenness(found: Measured, method: str) -> pd.Series:
+def attention_evenness(found: StudyTables, method: str) -> pd.Series:
     """Mean entropy of attention over all heads, over that of uniform attention at the same length."""
     heads = found.table("attention_heads")
     return (heads["entropy"] / heads["tokens"].map(_uniform_entropy)).groupby([heads[name] for name in PLACE]).mean()
 
 
-def sink(found: Measured, method: str) -> pd.Series:
+def sink(found: StudyTables, method: str) -> pd.Series:
     """Mean attention mass on the first position, over all heads."""
     return found.table("attention_heads").groupby(PLACE)["sink"].mean()
 
 
 def first_head(column: str) -> Measure:
-    def of(found: Measured, method: str) -> pd.Series:
+    def of(found: StudyTables, method: str) -> pd.Series:
         heads = found.table("attention_heads")
         return heads[(heads["layer"] == 0) & (heads["head"] == 0)].groupby(PLACE)[column].mean()
 
     return of
 
 
-def local(found: Measured, method: str) -> pd.Series:
+def local(found: StudyTables, method: str) -> pd.Series:
     """Mass of the first head on the nearest positions, beyond that of uniform causal attention."""
     heads = found.table("attention_heads")
     first = heads[(heads["layer"] == 0) & (heads["head"] == 0)]

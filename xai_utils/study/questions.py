@@ -16,8 +16,7 @@ import pandas as pd
 from xai_utils.evaluation.statistics import FOUND, RESOLUTION, UNDECIDED, corrected, paired_test
 from xai_utils.study import measures
 from xai_utils.study.measures import PLACE, Measure
-from xai_utils.study.ranking import preferred
-from xai_utils.study.tables import IG, ORIGINAL, Measured
+from xai_utils.study.tables import IG, ORIGINAL, StudyTables, preferred
 
 HOLDS, FAILS = "holds", "does not hold"
 HALF = 0.5
@@ -76,12 +75,12 @@ def verdict(sign: int, difference: float, found: str) -> str:
     return UNDECIDED if found != FOUND else HOLDS if np.sign(difference) == sign else FAILS
 
 
-def units(found: Measured) -> dict[str, str]:
+def units(found: StudyTables) -> dict[str, str]:
     """What counts as one observation: a text, or the two texts of a translation pair together."""
     return {text.id: min(text.id, text.pair or text.id) for text in found.study.texts}
 
 
-def tests(found: Measured) -> pd.DataFrame:
+def tests(found: StudyTables) -> pd.DataFrame:
     """Table `questions`: one row a question, method and other model, corrected over all that one pair is asked.
 
     With one model the paired questions are left out, and the original's claims in a study that does not name them. A
@@ -98,7 +97,7 @@ def tests(found: Measured) -> pd.DataFrame:
     return table.assign(verdict=judged)[list(COLUMNS)]
 
 
-def _asked(found: Measured, best: str | None, other: str | None) -> pd.DataFrame:
+def _asked(found: StudyTables, best: str | None, other: str | None) -> pd.DataFrame:
     rows = []
     for question in QUESTIONS:
         for method in dict.fromkeys(best if name == PREFERRED else name for name in question.methods):
@@ -118,7 +117,7 @@ def _asked(found: Measured, best: str | None, other: str | None) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def _measured(found: Measured, question: Question, method: str, other: str | None) -> pd.DataFrame:
+def _measured(found: StudyTables, question: Question, method: str, other: str | None) -> pd.DataFrame:
     """One row a unit, one column a model, of the models that the question is about."""
     try:
         values = question.ask(found, method).dropna()

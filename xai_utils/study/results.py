@@ -13,22 +13,19 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from xai_utils.errors import UserError
-from xai_utils.files import ROOT, refusals, whole, write_text, write_whole
+from xai_utils.files import ROOT, write_whole
 from xai_utils.study.config import Study
 
 PACKAGES = ("torch", "transformers", "captum", "peft", "tokenizers", "numpy", "scipy", "scikit-learn", "uniseg")
-ROW_GROUP = 2000  # rows of a table that are held until they are written: each row group costs memory of its own
 DIGITS = 3  # significant, in published tables: what two machines agree on
 
 pa.set_memory_pool(pa.system_memory_pool())  # arrow's own keeps what a table took, so memory would grow with the texts
@@ -67,43 +64,6 @@ def write_table(frame: pd.DataFrame, study: Study, name: str, part: str = "all")
     return write_whole(folders(study).data / name / f"{part}.parquet", lambda file: frame.to_parquet(file, index=False))
 
 
-@contextmanager
-def appending(study: Study, names: Sequence[str], part: str) -> Iterator[Callable[[str, pd.DataFrame], None]]:
-    """Write one part of several tables while their rows come, in row groups; in place when all of it is there.
-
-    Gives a function that takes the name of a table and some of its rows, and raises UserError as `write_whole` does.
-    """
-    folder = folders(study).data
-    waiting: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
-    with ExitStack() as files:
-        writers: dict[str, pq.ParquetWriter] = {}
-
-        def flush(name: str) -> None:
-            rows = pa.Table.from_pandas(pd.concat(waiting[name], ignore_index=True), preserve_index=False)
-            waiting[name] = []
-            with refusals(folder / name):
-                if name not in writers:
-                    file = files.enter_context(whole(folder / name / f"{part}.parquet"))
-                    writers[name] = files.enter_context(pq.ParquetWriter(file, rows.schema))
-                writers[name].write_table(rows.cast(writers[name].schema))
-
-        def append(name: str, frame: pd.DataFrame) -> None:
-            if len(frame):
-                waiting[name].append(frame)
-            if sum(map(len, waiting[name])) >= ROW_GROUP:
-                flush(name)
-
-        yield append
-        for name in names:
-            if waiting[name]:
-                flush(name)
-        with refusals(folder):
-            files.close()
-    for name in names:
-        if name not in writers:
-            write_table(pd.DataFrame(), study, name, part)
-
-
 def read_table(study: Study, name: str, part: str = "[!.]*") -> pd.DataFrame:
     """All parts of a table, or one. Raises UserError, which says what to run first, when there is none."""
     parts = sorted((folders(study).data / name).glob(f"{part}.parquet"))
@@ -129,13 +89,16 @@ def rounded(value: Any, digits: int = DIGITS) -> Any:
     return [rounded(item, digits) for item in value] if isinstance(value, list | tuple) else value
 
 
-def publish(frame: pd.DataFrame, study: Study, name: str) -> pd.DataFrame:
-    """Write a table as CSV where people read it, rounded; hand it back for display."""
+def write_csv(frame: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """Write a table as CSV where people read it, rounded; hand it back as it was written."""
     table = frame.map(rounded)
-    write_whole(
-        folders(study).tables / f"{name}.csv", lambda file: table.to_csv(file, index=False, lineterminator="\n")
-    )
+    write_whole(file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
     return table
+
+
+def publish(frame: pd.DataFrame, study: Study, name: str) -> pd.DataFrame:
+    """`write_csv` among the study's published tables."""
+    return write_csv(frame, folders(study).tables / f"{name}.csv")
 
 
 def score_lists(attributions: pd.DataFrame, certificates: pd.DataFrame) -> list[dict[str, Any]]:
@@ -144,19 +107,14 @@ def score_lists(attributions: pd.DataFrame, certificates: pd.DataFrame) -> list[
     Pairs stay a list, for a dictionary would lose a token that comes twice; a kept position has no score (null).
     """
     keys = ["text", "model", "target", "target_text", "method", "baseline", "sink", "unit"]
-    told = [*keys, "delta", "relative_delta", "bound", "converged"]
+    columns = [*keys, "delta", "relative_delta", "bound", "converged"]
     entries = []
-    for entry in certificates[told].to_dict(orient="records"):
+    for entry in certificates[columns].to_dict(orient="records"):
         rows = attributions[(attributions[keys] == [entry[key] for key in keys]).all(axis=1)]
         scores = rows["score"].astype(object).where(rows["score"].notna(), None)
         pairs = zip(rows["token"], scores, strict=True)
         entries.append({str(name): value for name, value in entry.items()} | {"scores": [list(pair) for pair in pairs]})
     return entries
-
-
-def publish_json(content: Any, study: Study, name: str) -> None:
-    text = json.dumps(rounded(content), ensure_ascii=False, indent=1)
-    write_text(folders(study).tables / f"{name}.json", text + "\n")
 
 
 @functools.cache

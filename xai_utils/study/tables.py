@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from xai_utils.attribution.target import UNITS
-from xai_utils.evaluation.statistics import CASE
+from xai_utils.evaluation.statistics import certified
 from xai_utils.study.config import Study
 from xai_utils.study.results import folders, read_table
 
@@ -24,10 +23,14 @@ BESIDE = {  # what the makers of an adapter may leave beside it, and the columns
 }
 NEEDED = ("tokenization", "word_scores", "attributions", "certificates")
 IG, ORIGINAL = "integrated_gradients", "fixed_steps"
+PANEL_METHOD = "panel_shapley"
+CEILING, RANDOM = "ceiling", "random"  # rows of the table that are no method's
+CONTROLS = ("first_to_last", "last_to_first")
+UNSIGNED = {"sensitivity", "attention", "rollout", "attn_lrp_norm"}  # scores without a direction
 
 
 @dataclass(frozen=True)
-class Measured:
+class StudyTables:
     """A study with its tables. `base` and `adapted` are labels; `adapted` is None where there is nothing to compare."""
 
     study: Study
@@ -61,11 +64,6 @@ class Measured:
         return {text.id for text in self.study.texts if text.answer is not None}
 
     @property
-    def target_unit(self) -> str:
-        """The unit of what the first text's scores explain."""
-        return UNITS[self.study.texts[0].target or self.study.target]
-
-    @property
     def headline(self) -> str:
         """The text that stands first in the study: the one whose figures the report shows."""
         return self.study.texts[0].id
@@ -97,13 +95,10 @@ class Measured:
                 rows = rows[rows[column] == own]
         return rows
 
-    def certified(self, name: str, method: str, sink: str | None = None) -> pd.DataFrame:
+    def certified(self, name: str, method: str) -> pd.DataFrame:
         """`chosen`, without what has a certificate that did not converge."""
-        rows, failed = self.chosen(name, method, sink), self.failed
-        if rows.empty or failed.empty:
-            return rows
-        marked = rows.merge(failed[CASE], on=CASE, how="left", indicator="_found")
-        return marked[marked["_found"] == "left_only"].drop(columns="_found")
+        rows = self.chosen(name, method)
+        return rows if rows.empty else certified(rows, self.table("certificates"))
 
     @cached_property
     def failed(self) -> pd.DataFrame:
@@ -112,12 +107,12 @@ class Measured:
         return table[~table["converged"].astype(bool)] if len(table) else table
 
 
-def measured(study: Study) -> Measured:
+def read_tables(study: Study) -> StudyTables:
     """Read what the notebooks of a study have written. Raises UserError where some have not run yet."""
     needed = {name: read_table(study, name) for name in NEEDED}
     others = {path.name for path in folders(study).data.iterdir() if any(path.glob("[!.]*.parquet"))} - set(NEEDED)
     tables = needed | {name: read_table(study, name) for name in sorted(others)}
-    return Measured(study, tables | {name: beside_adapters(study, name) for name in BESIDE})
+    return StudyTables(study, tables | {name: beside_adapters(study, name) for name in BESIDE})
 
 
 def beside_adapters(study: Study, name: str) -> pd.DataFrame:
@@ -139,3 +134,36 @@ def _read_csv(file: Path) -> pd.DataFrame:
         return pd.read_csv(file)
     except (OSError, ValueError):  # pandas' own errors are ValueErrors, and so is text that is not UTF-8
         return pd.DataFrame()
+
+
+# ---- methods in the order of the deletion tests
+
+
+def board(found: StudyTables) -> pd.DataFrame:
+    """Methods and orders by position under the models of the pair, best first.
+
+    Columns: method; other and own, the mean share under absences that the method does not use itself, and under those
+    that it does (nan where there is none); cases; control, true for an order by position.
+    """
+    table = found.table("faithfulness")
+    columns = ["method", "other", "own", "cases", "control"]
+    if table.empty:
+        return pd.DataFrame(columns=columns)
+    rows = table[table["model"].isin(found.pair) & ~table["method"].isin([CEILING, RANDOM])].dropna(subset="share")
+    ranked = []
+    for method, part in rows.groupby("method", sort=False):
+        own = part["own"].fillna(False).astype(bool)
+        shares = [part.loc[~own, "share"].mean(), part.loc[own, "share"].mean()]
+        ranked.append([method, *shares, len(part[["text", "model"]].drop_duplicates()), method in CONTROLS])
+    made = pd.DataFrame(ranked, columns=columns)
+    order = made["other"].fillna(made["own"]).sort_values(ascending=False, kind="stable").index
+    return made.loc[order].reset_index(drop=True)
+
+
+def preferred(found: StudyTables) -> str | None:
+    """The signed method that the deletion tests prefer; without tests the panel's, else the first that has scores."""
+    scores = found.table("word_scores")
+    there = set(scores["method"]) if len(scores) else set()
+    ranked = board(found)
+    order = [*ranked.loc[~ranked["control"].astype(bool), "method"], PANEL_METHOD, *found.study.methods]
+    return next((method for method in order if method in there and method not in UNSIGNED), None)

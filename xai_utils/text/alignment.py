@@ -52,9 +52,3 @@ def _check_same(left: pd.DataFrame, right: pd.DataFrame, text: str, base: str, o
             f"text '{text}' has another target under '{other}' than under '{base}' ({goals[1].pop()[1]!r} and "
             f"{goals[0].pop()[1]!r}); expected one for both; give the text an answer"
         )
-
-
-def split_tokens(shares: pd.DataFrame) -> pd.DataFrame:
-    """The tokens that cover characters of more than one word, whose scores are therefore split by characters."""
-    counted = shares.groupby(["text", "model", "position", "token"], as_index=False).size()
-    return counted[counted["size"] > 1].rename(columns={"size": "words"})

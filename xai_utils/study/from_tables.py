@@ -7,11 +7,11 @@ import pandas as pd
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.tables import from_word_rows
 from xai_utils.evaluation.trust import TrustCard, competence, completeness, controlled, faithful, stable
-from xai_utils.study.tables import Measured
+from xai_utils.study.tables import StudyTables
 from xai_utils.text.words import normalise
 
 
-def results(found: Measured, text: str, method: str) -> dict[str, Attribution]:
+def results(found: StudyTables, text: str, method: str) -> dict[str, Attribution]:
     """One method's scores of a text, a result a model; models without scores are left out."""
     entry = next(entry for entry in found.study.texts if entry.id == text)
     scores, proofs = (found.chosen(name, method) for name in ("word_scores", "certificates"))
@@ -24,7 +24,7 @@ def results(found: Measured, text: str, method: str) -> dict[str, Attribution]:
     return made
 
 
-def cards(found: Measured, text: str, method: str) -> dict[str, TrustCard]:
+def cards(found: StudyTables, text: str, method: str) -> dict[str, TrustCard]:
     """The trust cards of one text under the models of the pair; controls are the study's control models.
 
     A model whose behaviour is not in the tables has no card.

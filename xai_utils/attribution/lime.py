@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from xai_utils.attribution.absence import PANEL
 from xai_utils.attribution.masking import Removal, all_subsets, draw_error
 from xai_utils.attribution.result import Attribution, from_words
-from xai_utils.attribution.shapley import Game, check_budget, small
+from xai_utils.attribution.shapley import Game, small
 from xai_utils.attribution.target import Target
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
@@ -47,15 +47,15 @@ def lime(
         scores = lime_fit(masks, game.values(masks), lime_frequency(masks, budget))[0]
         spread = np.zeros(game.count)
     else:
-        scores, spread = _sampled(game, case, tolerance, budget, seed)
+        scores, spread = _sampled(game, tolerance, budget, seed)
     players, error = game.removals[0].players, np.hypot(spread, draw_error(scores))
     return from_words(
         "lime", case, target, players, scores.mean(-1), error, baseline=absence, keep_sink=keep_sink, additive=False
     )
 
 
-def _sampled(game: Game, case: Case, tolerance: float, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    check_budget("lime", budget, 4 * game.count, case)
+def _sampled(game: Game, tolerance: float, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    budget = max(budget, 4 * game.count)
     generator = np.random.default_rng(seed)
     masks = np.ones((1, game.count), dtype=bool)
     while True:

@@ -110,10 +110,11 @@ def leaderboards(measured: Measured) -> pd.DataFrame:
 def beside_base(measured: Measured) -> pd.DataFrame:
     """Table `difference`: every other model beside the base, on texts that have an answer; empty for one model.
 
-    Without an answer each model is asked about its own next token, and two events cannot be subtracted.
+    Without an answer each model is asked about its own next token, and two events cannot be subtracted. Of a text that
+    is cut off two models may have read different parts.
     """
     scores = measured.explained("word_scores")
-    scores = scores[scores["text"].isin(measured.answered)]
+    scores = scores[scores["text"].isin(measured.answered - measured.cut.keys())]
     others = [label for label in measured.labels if label != measured.base] if len(scores) else []
     found = [
         differences(scores, measured.table("certificates"), measured.base, other, measured.study.baseline)
@@ -129,6 +130,7 @@ def not_comparable(measured: Measured) -> pd.DataFrame:
         for text in measured.study.texts
         if text.id not in measured.answered
     ]
+    rows += [{"text": text, "why": f"cut off under {label}"} for text, label in measured.cut.items()]
     own = measured.chosen("certificates", IG)
     for row in own[~own["converged"].astype(bool)].itertuples() if len(own) else []:
         rows.append({"text": row.text, "why": f"not converged under {row.model} at the {row.baseline} baseline"})

@@ -82,10 +82,7 @@ def made(tmp_path_factory) -> Path:
         {"label": label, "role": role, "model": save_tiny(home / label, seed=seed).name}
         for seed, (label, role) in enumerate((("base", "base"), ("twin", "adapted")))
     ]
-    texts = [
-        {"id": name, "text": text, "answer": " Paris.", "group": MARKS}
-        for name, text in TEXTS.items()
-    ]
+    texts = [{"id": name, "text": text, "answer": " Paris.", "group": MARKS} for name, text in TEXTS.items()]
     texts[0] |= {"answer": " <b>{{ 7*191 }}</b> |", "contrast": " **$x$**", "rewordings": [MARKS[20:]]}
     few = {"budget": 20, "draws": 3, "steps": 2, "continuation": 1, "tolerance": 0.5, "max_tokens": 60}
     study = {"models": models, "texts": texts, "methods": ["ablation"], "absences": ["mean"], **few}
@@ -112,16 +109,18 @@ def test_a_page_is_what_it_is_whatever_a_text_says(made, name):
         assert not own.get("src", "").startswith("http"), own
         assert tag != "img" or own["alt"].strip(), own
     assert EVALUATED not in page.text
-    assert not re.search("[\u202a-\u202e\u2066-\u2069]", page.text)
+    assert name[0] == "0" or not re.search("[\u202a-\u202e\u2066-\u2069]", page.text)  # a cell's output is a block
     assert page.tables and all(len(widths) == 1 for widths in page.widths())
 
 
 def test_the_texts_are_told_as_they_were_written(made):
     page = Page((made / "report/site/appendix.html").read_text(encoding="utf-8"))
-    for part in ("<script>alert(1)</script>", "{{ 7*191 }}", "[a](javascript:x)", "| c | d |", "中文 한국어"):
+    for part in ("<script>alert(1)</script> {{ 7*191 }}", "[a](javascript:x)", "| c | d", "‹U+202E›end", "中文 한국어"):
         assert part in page.text, part
     for path in (made / "report/blog").glob("*.md"):
-        assert not re.search(r"\{\{|\{%|<script|<img", path.read_text(encoding="utf-8")), path.name
+        text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        assert not re.search(r"\{\{|\{%|<script|<img", text), path.name
+        assert "{{" not in path.read_text(encoding="utf-8"), path.name  # Hugo looks into code too
 
 
 def test_what_cannot_be_compared_is_left_out_and_said(made):
@@ -129,10 +128,11 @@ def test_what_cannot_be_compared_is_left_out_and_said(made):
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert re.search(r"^long: left out, since it loses \d+ tokens under base; raise max_tokens\.$", said, re.MULTILINE)
     why = (made / "report/tables/not_comparable.csv").read_text(encoding="utf-8")
-    assert "long,cut off under base" in why and "letter," not in why
+    assert "long,cut off under base" in why and "letter,cut" not in why
 
 
 def test_nobody_s_machine_and_no_progress_is_in_a_notebook(made):
     for path in (made / "notebooks").glob("*.ipynb"):
         raw = path.read_text(encoding="utf-8")
-        assert str(made.parents[1]) not in raw and "another process" not in raw and "it/s]" not in raw, path.name
+        raw = raw.replace(str(made.parents[1] / "hostile.yaml"), "")  # the parameter that names the study
+        assert str(made.parents[1]) not in raw and "it/s]" not in raw and "UserWarning" not in raw, path.name

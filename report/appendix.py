@@ -10,12 +10,14 @@ import pandas as pd
 from markupsafe import Markup
 
 from report.formats import to_markdown
+from report.page import BIDI
 from xai_utils.attribution.methods import method_name
 from xai_utils.study.results import DIGITS, rounded, score_lists
 from xai_utils.study.tables import IG, ORIGINAL, StudyTables
 
 HIDDEN = {"name", "published", "models", "texts"}  # keys of a study that have tables of their own
 SAME = ["study", "base", "other", "target_text", "half", "layers"]  # columns of a swap that tell no reader anything
+_CODES = str.maketrans({character: f"\\u{ord(character):04x}" for character in ("`", *BIDI)})
 LARGEST = 20  # rows of a table of differences
 PER_METHOD = ["share", "comprehensiveness", "sufficiency"]
 
@@ -119,7 +121,7 @@ def fenced(entries: list[dict[str, Any]]) -> str:
     for pair in (pair for entry in entries for pair in entry["scores"]):
         long = json.dumps(pair, ensure_ascii=False, indent=1).replace("\n", "\n   ")
         text = text.replace(long, json.dumps(pair, ensure_ascii=False), 1)
-    return "```json\n" + text.replace("`", "\\u0060").replace("{{", "{\\u007b") + "\n```"
+    return "```json\n" + text.translate(_CODES).replace("{{", "{\\u007b") + "\n```"
 
 
 def parts(found: StudyTables, long: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

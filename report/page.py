@@ -22,12 +22,14 @@ from xai_utils.attribution.methods import method_name
 from xai_utils.files import ROOT
 
 TEMPLATES = ROOT / "report" / "template"
+BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what turns the direction of all that follows
+CONTROLS = [chr(code) for code in (*range(9), 11, 12, *range(14, 32), 127)]
 SMALLEST = 1e-4  # a share below it is said to be below it
 _ESCAPES = str.maketrans(
     {character: f"\\{character}" for character in "\\`*_[]#~"}
     | {"&": "&amp;", "<": "&lt;", ">": "&gt;", "{": "&lbrace;", "}": "&rbrace;", "$": "&dollar;", "|": "&vert;"}
     | {":": "&colon;", "@": "&commat;", "\n": "⏎", "\r": "␍", "\t": "⇥"}
-    | {character: f"‹U+{ord(character):04X}›" for character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
+    | {character: f"‹U+{ord(character):04X}›" for character in (*BIDI, *CONTROLS)}
 )
 
 

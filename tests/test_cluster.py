@@ -57,6 +57,7 @@ def book(folders, tmp_path, monkeypatch):
         "models": [{"label": folder.name, "model": str(folder)} for folder in folders],
         "texts": [{"id": f"t{number}", "text": text, "answer": " Paris."} for number, text in enumerate(texts)],
         "draws": 4,
+        "budget": 60,
     }
     return Explainer(Study.model_validate(study))
 

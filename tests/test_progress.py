@@ -4,8 +4,11 @@ import os
 from collections import deque
 
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from xai_utils.models.entry import ModelEntry
 from xai_utils.study import progress
+from xai_utils.study.execute import headings
 from xai_utils.study.progress import Line
 
 
@@ -36,10 +39,11 @@ def test_only_recent_cases_count():
 
 def test_the_line_changes_each_second_and_never_counts_below_nothing(clock, tmp_path):
     line = Line(7, tmp_path)
-    line.notebook("02_integrated_gradients", 12)
+    line.notebook("02_integrated_gradients", ["starting", *["The study"] * 11])
+    assert line.text() == "02_integrated_gradients (1 of 7), starting Python, 0 s since the start"
     line.next_cell()
     clock.now += 5
-    assert line.text() == "02_integrated_gradients (1 of 7), cell 1 of 12, 5 s since the start"
+    assert line.text() == "02_integrated_gradients (1 of 7), cell 1 of 12: starting, 5 s since the start"
     line.told({"what": "explaining", "case": "base/planets", "done": 3, "of": 64, "left": 90.0})
     before = line.text()
     clock.now += 1
@@ -49,6 +53,42 @@ def test_the_line_changes_each_second_and_never_counts_below_nothing(clock, tmp_
     assert ", 0 s left, " in line.text()
     line.told({})
     assert "explaining" not in line.text()
+
+
+def test_a_cell_is_told_by_its_heading():
+    notebook = new_notebook(
+        cells=[
+            new_markdown_cell("# 01 · A title"),
+            new_code_cell("import os"),
+            new_markdown_cell("## One\n\ntext # no heading"),
+            new_code_cell("1"),
+            new_markdown_cell("words"),
+            new_code_cell("2"),
+            new_code_cell(" "),
+            new_markdown_cell("### Two `x`"),
+            new_code_cell("3"),
+        ]
+    )
+    assert headings(notebook) == ["starting", "One", "One", "Two `x`"]
+
+
+def test_models_are_told_while_they_are_loaded(monkeypatch):
+    entries = [ModelEntry(label=label, model="m") for label in ("base", "twin")]
+    said = []
+    assert list(progress._told(entries, "loading", said.append)) == entries
+    assert [(one.get("what"), one.get("case")) for one in said] == [
+        ("loading", "base"),
+        ("loading", "twin"),
+        (None, None),
+    ]
+
+
+def test_a_notice_is_written_out_and_ends_no_case(tmp_path, capsys):
+    line = Line(1, tmp_path)
+    line.told({"what": "explaining", "case": "base/planets", "done": 3, "of": 64, "left": 90.0})
+    line.told({"notice": "another process is making model: waiting for it"})
+    assert capsys.readouterr().err == "another process is making model: waiting for it\n"
+    assert "explaining 4 of 64" in line.text()
 
 
 def test_the_first_figure_of_a_run_is_told_once(tmp_path, capsys):
@@ -67,5 +107,5 @@ def test_the_first_figure_of_a_run_is_told_once(tmp_path, capsys):
 
 def test_a_log_gets_whole_lines(tmp_path, capsys):
     with Line(2, tmp_path) as line:
-        line.notebook("01_preprocess", 3)
-    assert capsys.readouterr().err == "01_preprocess (1 of 2), cell 0 of 3, 0 s since the start\n"
+        line.notebook("01_preprocess", ["starting"] * 3)
+    assert capsys.readouterr().err == "01_preprocess (1 of 2), starting Python, 0 s since the start\n"

@@ -6,12 +6,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+from filelock import FileLock
 from jupyter_core.paths import jupyter_runtime_dir
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
@@ -260,20 +263,44 @@ def test_two_studies_and_a_report_share_a_process(book, notebooks, study, tmp_pa
     assert not (tmp_path / "kernels").exists()
 
 
-def test_what_a_kernel_says_of_its_progress_is_shown_and_not_kept(book, notebooks, study, capfd):
+PROGRESS = "from xai_utils.study.progress import progress"
+
+
+def test_what_a_kernel_says_of_its_progress_is_shown_and_not_kept(book, notebooks, study, tmp_path):
     loop = "for case in progress([('x', 'one'), ('x', 'two')], 'working'):\n    time.sleep(0.3)"
-    book("01_a", f"import time\nfrom xai_utils.study.progress import progress\n{loop}", "print(1)")
+    wait = f"with files.locked(Path({str(tmp_path / 'model')!r})):\n    pass"  # another process holds it
+    book(
+        "01_a",
+        "import time\nfrom pathlib import Path\nfrom xai_utils import files",
+        f"{PROGRESS}\n{loop}",
+        wait,
+        "print(1)",
+    )
     said = []
     (job,) = run(study, notebooks=notebooks)
-    execute(job, line=Told(said))
+    with held(tmp_path / "model", 3):
+        execute(job, line=Told(said))
     cells = [cell for cell in nbformat.read(job.output, as_version=4).cells if cell.cell_type == "code"]
     assert not any(cell.outputs for cell in cells[:-1])
     assert [(message.get("case"), message.get("done"), message.get("of")) for message in said] == [
         ("x/one", 0, 2),
         ("x/two", 1, 2),
         (None, None, None),
+        (None, None, None),
     ]
+    assert said[3] == {"notice": "another process is making model: waiting for it"}
     assert said[0]["left"] is None and 0.3 <= said[1]["left"] < 3
+
+
+@contextmanager
+def held(target: Path, seconds: float):
+    """The lock of a target is another's until that many seconds after the first that asks for it."""
+    lock = FileLock(target.with_name(f".lock-{target.name}"), thread_local=False)
+    lock.acquire()
+    later = threading.Timer(seconds, lock.release)
+    later.start()
+    yield
+    later.join()
 
 
 class Told(Line):

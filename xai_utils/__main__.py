@@ -30,7 +30,7 @@ PUBLISHED = Path("studies/default.yaml")
 BUILD = """
 from report.build import build
 from xai_utils.study.config import load_study
-print(build(load_study({file!r})))
+print(build(load_study({file!r})).parents[1] / "site" / "index.html")
 """  # run by the process that executed the notebooks, which has all of that loaded
 Only = Annotated[list[str] | None, typer.Option("--only", help="a notebook by number, as 02; may be given again")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value for a parameter of the notebooks")]
@@ -96,6 +96,7 @@ def run(
     workers: Workers = None,
 ) -> None:
     """Execute a study's notebooks."""
+    from xai_utils.study.results import folders
     from xai_utils.study.run import not_converged, not_given
     from xai_utils.study.run import run as run_notebooks
 
@@ -108,6 +109,7 @@ def run(
     print(f"{len(jobs)} notebooks in {time.monotonic() - start:.0f} s", not_converged(own), sep="; ")
     if told := not_given(own):
         print(told)
+    print(f"open {jobs[0].output} in JupyterLab; figures are in {folders(own).figs}")
 
 
 @app.command()
@@ -129,8 +131,9 @@ def report(
     with resumable(), _cluster(scheduler, workers), kernels(own_folder(load_study(files[-1])) / "kernels") as kernel:
         for file in files:
             run_notebooks(file, timeout=timeout, debug=context.obj, kernel=kernel)
-        print(kernel().run(BUILD.format(file=str(locate(files[-1]).resolve()))), end="")
-    print(f"in {time.monotonic() - start:.0f} s")
+        print("writing the report", file=sys.stderr, flush=True)
+        page = kernel().run(BUILD.format(file=str(locate(files[-1]).resolve()))).strip()
+    print(f"report and notebooks in {time.monotonic() - start:.0f} s; open {page}")
 
 
 @app.command()

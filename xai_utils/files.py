@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from pathlib import Path
 
 import platformdirs
 from filelock import FileLock
-from tqdm import tqdm
 
 from xai_utils.errors import UserError
+from xai_utils.notices import notice
 
 ROOT = Path(__file__).resolve().parents[1]
 STAMP = "complete.json"
@@ -69,7 +68,7 @@ def locked(target: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except TimeoutError:
-        tqdm.write(f"another process is making {target.name}: waiting for it", file=sys.stderr)
+        notice(f"another process is making {target.name}: waiting for it")
         lock.acquire()
     try:
         yield

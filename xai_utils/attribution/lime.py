@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from xai_utils.attribution.absence import PANEL
-from xai_utils.attribution.masking import Game, Removal, check_budget, draw_error, small
+from xai_utils.attribution.masking import Game, Removal, draw_error, small
 from xai_utils.attribution.result import Attribution, from_words
 from xai_utils.attribution.subsets import all_subsets
 from xai_utils.attribution.target import Target
@@ -47,15 +47,15 @@ def lime(
         scores = lime_fit(masks, game.values(masks), lime_frequency(masks, budget))[0]
         spread = np.zeros(game.count)
     else:
-        scores, spread = _sampled(game, case, tolerance, budget, seed)
+        scores, spread = _sampled(game, tolerance, budget, seed)
     players, error = game.removals[0].players, np.hypot(spread, draw_error(scores))
     return from_words(
         "lime", case, target, players, scores.mean(-1), error, baseline=absence, keep_sink=keep_sink, additive=False
     )
 
 
-def _sampled(game: Game, case: Case, tolerance: float, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    check_budget("lime", budget, 4 * game.count, case)
+def _sampled(game: Game, tolerance: float, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    budget = max(budget, 4 * game.count)
     generator = np.random.default_rng(seed)
     masks = np.ones((1, game.count), dtype=bool)
     while True:

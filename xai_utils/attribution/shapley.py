@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from xai_utils.attribution.absence import PANEL
-from xai_utils.attribution.masking import Game, Removal, check_budget, draw_error, small
+from xai_utils.attribution.masking import Game, Removal, draw_error, small
 from xai_utils.attribution.result import Attribution, Certificate, from_words
 from xai_utils.attribution.subsets import all_subsets, chains, exact_shapley, marginals
 from xai_utils.attribution.target import Target
@@ -43,8 +43,8 @@ def panel_shapley(
 
     A word's `low` and `high` are its least and greatest value over the absences, widened by 1.96 standard errors where
     they are sampled; it stands where both have one sign. The first position is fixed. Enumerated up to 2^n = `budget`
-    versions of the prompt (10 words for 1024), sampled beyond. Raises UserError for an absence that the model cannot
-    do, a panel without or with repeated absences, and a budget that is too small for two pairs of orders.
+    versions of the prompt (10 words for 1024), sampled beyond, where two pairs of orders are the least. Raises
+    UserError for an absence that the model cannot do, and a panel without or with repeated absences.
     """
     if not absences or len(set(absences)) < len(absences):
         raise UserError(f"absences are {list(absences)}; expected at least one, each once; use {', '.join(PANEL)}")
@@ -65,8 +65,7 @@ def shapley(
 ) -> Attribution:
     """Shapley values of words under one absence (Shapley 1953; by random orders, Castro et al. 2009).
 
-    Enumerated and sampled as in `panel_shapley`. Raises UserError for an absence that the model cannot do and for a
-    budget that is too small.
+    Enumerated and sampled as in `panel_shapley`. Raises UserError for an absence that the model cannot do.
     """
     removals = [Removal(model, case, target, absence, keep_sink, seed)]
     return _attribution("shapley", absence, removals, case, target, tolerance, budget, seed, keep_sink)
@@ -118,8 +117,7 @@ def _attribution(
         versions = 2**game.count
         gains = exact_shapley(game.values(all_subsets(game.count)))[None]
     else:
-        check_budget(method, budget, 4 * game.count, case)
-        gains = sampled(game, tolerance, budget, seed)
+        gains = sampled(game, tolerance, max(budget, 4 * game.count), seed)
         versions = 2 * len(gains) * (game.count - 1) + 2
     scores, *ranges = _summary(game, gains)
     panel = dict(zip(("low", "high", "by_absence"), ranges, strict=True)) if baseline == "panel" else {}

@@ -21,7 +21,6 @@ import numpy as np
 from xai_utils.attribution.mixture import Mixture
 from xai_utils.attribution.parts import Pair, Part, pair
 from xai_utils.attribution.subsets import all_subsets, chains, exact_shapley, marginals
-from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
@@ -67,8 +66,8 @@ def swap(
     """F_other - F_base shared among how each word is read, how the answer is written, and groups of layers.
 
     Enumerates all mixtures where the budget covers them; else samples orders of the parts, each with its reverse
-    (Mitchell et al. 2022, arXiv 2104.12199), and states standard errors. `kind` is the target's: logprob, logit or
-    contrast. Raises UserError for models of different shapes, texts or answers, and a budget that is too small.
+    (Mitchell et al. 2022, arXiv 2104.12199), at least two of them, and states standard errors. `kind` is the target's:
+    logprob, logit or contrast. Raises UserError for models of different shapes, texts or answers.
     """
     both = pair(base, other, base_case, other_case, kind)
     mixture = _affordable(both, budget)
@@ -95,12 +94,7 @@ def _affordable(both: Pair, budget: int) -> Mixture:
 def _sampled(mixture: Mixture, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Shapley values and standard errors over pairs of an order and its reverse, and the mixtures evaluated."""
     count = len(mixture.parts)
-    pairs = budget // (2 * (count + 1))
-    if pairs < PAIRS:
-        raise UserError(
-            f"a budget of {budget} mixtures does not reach for {count} parts; expected at least "
-            f"{2 * PAIRS * (count + 1)}, or {2**count} for exact values; raise budget"
-        )
+    pairs = max(budget // (2 * (count + 1)), PAIRS)
     generator = np.random.default_rng(seed)
     orders = np.array([generator.permutation(count) for _ in range(pairs)])
     orders = np.concatenate([orders, orders[:, ::-1]])

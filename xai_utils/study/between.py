@@ -1,13 +1,14 @@
 """What differs between a study's base and another of its models, text by text: swap, bridge, adapter path, its test.
 
 Each is computed once and kept (store.py). A text without an answer has no row here: two events cannot be subtracted.
+Nor has one that is cut off under a model, or whose target is not about an answer: a line says so.
 The two sides of a minimal pair are two questions: `asked_for_contrast` asks the second.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -44,7 +45,7 @@ def swaps(book: Explainer, base: str, other: str) -> Tables:
     except UserError as error:
         print(error)
         return {}
-    return _over_texts(book, base, other, _swap)
+    return _over_texts(book, base, other, _swap, {text: {"budget": book.study.budget} for text in _answered(book)})
 
 
 def adapter_paths(book: Explainer, base: str, other: str) -> Tables:
@@ -52,7 +53,7 @@ def adapter_paths(book: Explainer, base: str, other: str) -> Tables:
 
     Raises UserError for models whose prompts or shapes differ.
     """
-    return _over_texts(book, base, other, _path)
+    return _over_texts(book, base, other, _path, {text: {} for text in _answered(book)})
 
 
 def layer_deletions(book: Explainer, base: str, other: str, paths: Tables) -> pd.DataFrame:
@@ -64,8 +65,9 @@ def layer_deletions(book: Explainer, base: str, other: str, paths: Tables) -> pd
     proofs = paths["adapter_path_certificates"]
     differ = proofs[(proofs["f_input"] - proofs["f_baseline"]).abs() >= FLOOR]["text"]
     count = book.models[base].model.config.get_text_config().num_hidden_layers
-    scores = {text: sums[text].reindex(range(count), fill_value=0.0).tolist() for text in differ if text in sums}
-    return _over_texts(book, base, other, _deletion, scores).get("layer_deletion", pd.DataFrame())
+    maps = {text: sums[text].reindex(range(count), fill_value=0.0).tolist() for text in differ if text in sums}
+    settings = {text: {"scores": maps[text]} for text in _answered(book) if text in maps}
+    return _over_texts(book, base, other, _deletion, settings).get("layer_deletion", pd.DataFrame())
 
 
 def by_layer(paths: Tables) -> pd.DataFrame:
@@ -96,22 +98,44 @@ def _over_texts(
     base: str,
     other: str,
     function: Callable[..., Tables],
-    scores: Mapping[str, list[float]] | None = None,
+    settings: Mapping[str, dict[str, Any]],
 ) -> Tables:
-    """The function's tables of all texts with an answer, or of those that there are scores for, which it takes."""
-    texts = [text.id for text in book.study.texts if text.answer is not None and (scores is None or text.id in scores)]
-    settings: dict[str, dict[str, Any]] = {text: {} if scores is None else {"scores": scores[text]} for text in texts}
+    """The function's tables of texts, each with its settings; without those on which the models cannot be compared."""
+    texts = [text for text in settings if _same_question(book, text, (base, other))]
     jobs = [book.pair_job(base, other, text, function, **settings[text]) for text in texts]
     found = book.compute(jobs, function.__name__.strip("_"))
     names = list(dict.fromkeys(name for tables in found for name in tables))
     return {name: pd.concat([tables[name] for tables in found], ignore_index=True) for name in names}
 
 
+def _answered(book: Explainer) -> list[str]:
+    return [text.id for text in book.study.texts if text.answer is not None]
+
+
+def _same_question(book: Explainer, text: str, labels: Sequence[str]) -> bool:
+    """Whether the models are asked the same of a text; a line says where they are not."""
+    cut = next((label for label in labels if book.case(label, text).cut), None)
+    if cut is not None:
+        print(f"{text}: left out, since it loses {book.case(cut, text).cut} tokens under {cut}; raise max_tokens.")
+    elif book.target(labels[0], text).kind == "sum_logits":
+        print(f"{text}: left out, since sum_logits is not about its answer.")
+    else:
+        return True
+    return False
+
+
 def _swap(
-    base: LoadedModel, other: LoadedModel, base_case: Case, other_case: Case, base_target: Target, other_target: Target
+    base: LoadedModel,
+    other: LoadedModel,
+    base_case: Case,
+    other_case: Case,
+    base_target: Target,
+    other_target: Target,
+    *,
+    budget: int = 1024,
 ) -> Tables:
     kind = base_target.kind
-    found = swap_of.swap(base, other, base_case, other_case, kind)
+    found = swap_of.swap(base, other, base_case, other_case, kind, budget=budget)
     steps = bridge_of.bridge(base, other, base_case, other_case, kind, untrained=_untrained(other.entry))
     ends = {"f_base": found.f_base, "f_other": found.f_other}
     return {"swap": _plain(found.rows()).assign(**ends), "bridge": _plain(steps.rows())}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from xai_utils.errors import UserError, first_line
+from xai_utils.study.workers import local
 
 if TYPE_CHECKING:  # the runner of notebooks imports this and no torch
     from xai_utils.models.entry import ModelEntry
@@ -55,21 +55,10 @@ def scheduler(address: str | None = None, workers: int | None = None) -> Iterato
         if address:
             open_until_then.enter_context(_connected(address))
         if workers:
-            address = open_until_then.enter_context(_local(workers)).scheduler_address
+            address = open_until_then.enter_context(local(workers, max((os.cpu_count() or 1) // workers, 1)))
         if address:
             open_until_then.enter_context(_named(address))
         yield
-
-
-def _local(workers: int) -> Any:
-    from distributed import LocalCluster
-
-    return LocalCluster(
-        n_workers=workers,
-        threads_per_worker=max((os.cpu_count() or 1) // workers, 1),
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    )
 
 
 @contextmanager

@@ -80,10 +80,11 @@ def leaderboards(tables: StudyTables) -> pd.DataFrame:
 def beside_base(tables: StudyTables) -> pd.DataFrame:
     """Table `difference`: every other model beside the base, on texts that have an answer; empty for one model.
 
-    Without an answer each model is asked about its own next token, and two events cannot be subtracted.
+    Without an answer each model is asked about its own next token, and two events cannot be subtracted. Of a text that
+    is cut off two models may have read different parts.
     """
     scores = tables.explained("word_scores")
-    scores = scores[scores["text"].isin(tables.answered)]
+    scores = scores[scores["text"].isin(tables.answered - tables.cut.keys())]
     others = [label for label in tables.labels if label != tables.base] if len(scores) else []
     found = [
         differences(scores, tables.table("certificates"), tables.base, other, tables.study.baseline) for other in others
@@ -98,6 +99,7 @@ def not_comparable(tables: StudyTables) -> pd.DataFrame:
         for text in tables.study.texts
         if text.id not in tables.answered
     ]
+    rows += [{"text": text, "why": f"cut off under {label}"} for text, label in tables.cut.items()]
     own = tables.chosen("certificates", IG)
     for row in own[~own["converged"].astype(bool)].itertuples() if len(own) else []:
         rows.append({"text": row.text, "why": f"not converged under {row.model} at the {row.baseline} baseline"})

@@ -41,7 +41,7 @@ class Study(Reading):
     baselines: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("zero", "mean")  # a difference keeps its sign
     keep_sink: Flag = True
     tolerance: Positive = 0.01  # of |F(x) - F(baseline)|
-    budget: Count = 1024  # gradients, or versions of the text, a case and method: all subsets of ten words
+    budget: Count = 1024  # gradients, or versions of the text, a case and method; no less than one round
     methods: Annotated[tuple[Text, ...], Field(min_length=1)] = ("integrated_gradients", "ablation", "sensitivity")
     continuation: Count = 4  # tokens of the model's own continuation that are explained, on the shortest text
     steps: Count = 50  # nodes of the original's fixed-step integrated gradients

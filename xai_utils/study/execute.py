@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from xai_utils.errors import MORE, UserError
 from xai_utils.files import ROOT, write_text
+from xai_utils.notices import MIME
 from xai_utils.study.kernel import OwnKernel
-from xai_utils.study.progress import MIME, Line
+from xai_utils.study.progress import Line
 
 CELL_SECONDS = 3600
 
@@ -164,8 +165,15 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+def headings(notebook: nbformat.NotebookNode) -> list[str]:
+    """Of each code cell the heading that it stands under; `starting` under the title, where things are imported."""
+    found, heading = [], "starting"
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.source.strip():
+            found.append(heading)
+        elif cell.cell_type == "markdown":
+            heading = (re.findall(r"^##+ +(.*)", cell.source, re.MULTILINE) or [heading])[-1]
+    return found
 
 
 def _injected(cell: nbformat.NotebookNode) -> bool:

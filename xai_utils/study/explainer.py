@@ -11,13 +11,11 @@ import dataclasses
 import functools
 import gc
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from xai_utils.attribution import integrated_gradients
 from xai_utils.attribution.absence import with_common_mean
@@ -30,6 +28,7 @@ from xai_utils.errors import UserError
 from xai_utils.files import locate, write_text
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, load
+from xai_utils.notices import notice
 from xai_utils.study import results
 from xai_utils.study.cluster import computed
 from xai_utils.study.config import Study
@@ -171,7 +170,7 @@ class Explainer:
         for job, outcome in computed(missing(), self.models):
             if isinstance(outcome, Exception):
                 failed.append((job, outcome))
-                tqdm.write(f"failed: {job}: {reason(outcome)}", file=sys.stderr)
+                notice(f"failed: {job}: {reason(outcome)}")
             else:
                 write_text(job.file, outcome)
         if failed and asked == 1:
@@ -239,7 +238,7 @@ def _loaded(loader: Callable[[ModelEntry], LoadedModel], entries: tuple[ModelEnt
     if key not in _held:
         _held.clear()
         gc.collect()  # before others take their memory
-        _held[key] = {model.label: model for model in with_common_mean([loader(entry) for entry in entries])}
+        _held[key] = {model.label: model for model in with_common_mean(list(map(loader, progress(entries, "loading"))))}
     return _held[key]
 
 

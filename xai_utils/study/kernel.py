@@ -24,11 +24,12 @@ from jupyter_core.utils import run_sync
 
 from xai_utils.errors import UserError
 from xai_utils.files import ROOT
+from xai_utils.notices import HEADLESS
 
 ENVIRONMENT = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "XAI_HEADLESS": "1",  # the runner's line is the only one, and no widget is built
+    HEADLESS: "1",  # the runner's line is the only one, and no widget is built
 }
 STARTS = 3  # two kernels that start at once can pick one port (papermill issue 511)
 READY = 120  # seconds that a kernel may take to answer

@@ -6,7 +6,6 @@ second.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -17,7 +16,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-MIME = "application/vnd.xai.progress+json"  # of the message to the runner, which no notebook keeps
+from xai_utils.notices import headless, publish
+
 RECENT = 8  # cases of a kind whose mean time is that of the next
 TICK, LOGGED = 1.0, 30.0  # seconds between changes of the line: on a terminal, and in a log
 
@@ -29,9 +29,9 @@ Item = TypeVar("Item")
 
 def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
     """The items one after the other, counted on a bar, or told to the runner of notebooks."""
-    if not os.environ.get("XAI_HEADLESS"):
+    if not headless():
         return iter(tqdm(items, desc=what, disable=len(items) < 2))
-    return _told(items, what, _publish)
+    return _told(items, what, publish)
 
 
 def _told(
@@ -64,17 +64,13 @@ def expected(kinds: Sequence[str], took: dict[str, deque[float]]) -> float | Non
 
 
 def _name(item: Any) -> str:
-    return "/".join(map(str, item)) if isinstance(item, tuple) else str(getattr(item, "id", item))
+    if isinstance(item, tuple):
+        return "/".join(map(str, item))
+    return str(getattr(item, "id", getattr(item, "label", item)))
 
 
 def _kind(item: Any) -> str:
     return str(item[0]) if isinstance(item, tuple) else str(getattr(item, "name", ""))
-
-
-def _publish(message: dict[str, Any]) -> None:
-    from IPython.display import display
-
-    display({MIME: message}, raw=True)
 
 
 # ---- where it is shown
@@ -85,7 +81,8 @@ class Line:
 
     def __init__(self, notebooks: int, figs: Path):
         self.notebooks, self.figs = notebooks, figs
-        self.number, self.name, self.cell, self.cells = 0, "", 0, 0
+        self.number, self.name, self.cell = 0, "", 0
+        self.headings: Sequence[str] = ()
         self.message: dict[str, Any] = {}
         self._start = self._since = time.monotonic()
         self._begun, self._figure = time.time(), False
@@ -103,15 +100,22 @@ class Line:
         self._thread.join()
         self._bar.close()
 
-    def notebook(self, name: str, cells: int) -> None:
-        self.number, self.name, self.cell, self.cells, self.message = self.number + 1, name, 0, cells, {}
+    def notebook(self, name: str, headings: Sequence[str]) -> None:
+        """The next notebook begins; `headings` are those that its code cells stand under."""
+        self.number, self.name, self.cell, self.headings, self.message = self.number + 1, name, 0, headings, {}
         self.show()
 
     def next_cell(self) -> None:
         self.cell, self.message = self.cell + 1, {}
 
     def told(self, message: dict[str, Any]) -> None:
-        """What the kernel says of its cases: `what`, `case`, `done`, `of`, `left`; nothing at the end of a loop."""
+        """What the kernel says of its cases: `what`, `case`, `done`, `of`, `left`; nothing at the end of a loop.
+
+        A `notice` is written out.
+        """
+        if "notice" in message:
+            tqdm.write(message["notice"], file=sys.stderr)
+            return
         self.message, self._since = message, time.monotonic()
 
     def text(self) -> str:
@@ -120,7 +124,9 @@ class Line:
         A case that takes longer than expected leaves the others' time.
         """
         now = time.monotonic()
-        parts = [f"{self.name} ({self.number} of {self.notebooks})", f"cell {self.cell} of {self.cells}"]
+        count, here = len(self.headings), self.headings[self.cell - 1] if self.cell else ""
+        at = f"cell {self.cell} of {count}: {here}" if here else "starting Python"
+        parts = [f"{self.name} ({self.number} of {self.notebooks})", at]
         if self.message:
             said = self.message
             parts.append(

@@ -20,7 +20,7 @@ from xai_utils.evaluation.thresholds import COMPETENT
 from xai_utils.files import ROOT, locate
 from xai_utils.study import results
 from xai_utils.study.config import Study, load_study
-from xai_utils.study.execute import CELL_SECONDS, Job, code_cells, execute
+from xai_utils.study.execute import CELL_SECONDS, Job, execute, headings
 from xai_utils.study.kernel import OwnKernel, kernels
 from xai_utils.study.leftovers import Leftovers
 from xai_utils.study.progress import Line
@@ -54,7 +54,7 @@ def run(
         left = Leftovers(results.folders(study), whole=not only)
         with nullcontext(kernel) if kernel else kernels(own_folder(study) / "kernels", fresh) as given:
             for job in jobs:
-                line.notebook(job.source.stem, len(code_cells(nbformat.read(job.source, as_version=4))))
+                line.notebook(job.source.stem, headings(nbformat.read(job.source, as_version=4)))
                 left.before(job.number)
                 execute(job, timeout, line, given(), debug)
                 left.after(job.number)

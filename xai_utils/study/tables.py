@@ -63,6 +63,13 @@ class StudyTables:
         """Texts with an answer: on the others each model is asked about its own next token."""
         return {text.id for text in self.study.texts if text.answer is not None}
 
+    @cached_property
+    def cut(self) -> dict[str, str]:
+        """Texts that lose tokens, and the first model under which they do: models may read different parts of them."""
+        table = self.table("tokenization")
+        rows = table[table["truncated"] > 0] if len(table) else table
+        return dict(zip(rows["text"][::-1], rows["model"][::-1], strict=True)) if len(rows) else {}
+
     @property
     def headline(self) -> str:
         """The text that stands first in the study: the one whose figures the report shows."""

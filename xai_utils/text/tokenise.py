@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from xai_utils.errors import UserError
-from xai_utils.text.words import VISIBLE
+from xai_utils.text.words import characters
 
 if TYPE_CHECKING:
     from xai_utils.models.loading import LoadedModel
@@ -41,13 +41,13 @@ def labels(text: str, spans: list[tuple[int, int] | None], names: list[str]) -> 
             found.append(names[position])
         else:
             mark = str(part[position]).translate(SUBSCRIPT) if position in part else ""
-            found.append(text[slice(*span)].translate(VISIBLE) + mark)
+            found.append(characters(text[slice(*span)]) + mark)
     return found
 
 
 def token_name(model: LoadedModel, token: int) -> str:
     """What a token that stands for no character of the text is called: its own text, white space made visible."""
-    return str(model.tokenizer.decode([token])).translate(VISIBLE)
+    return characters(str(model.tokenizer.decode([token])))
 
 
 def plain(model: LoadedModel, text: str, prefix: str) -> tuple[list[int], list[tuple[int, int] | None]]:

@@ -34,7 +34,12 @@ def visible(text: str) -> str:
     >>> visible("  ")
     '␣␣'
     """
-    shown = text.translate(VISIBLE) if text.strip(" ") else "␣" * len(text)
+    return characters(text) if text.strip(" ") else "␣" * len(text)
+
+
+def characters(text: str) -> str:
+    """As `visible`, with spaces as they are."""
+    shown = text.translate(VISIBLE)
     return "".join(c if c.isprintable() or c in JOINERS else f"‹U+{ord(c):04X}›" for c in shown)
 
 

@@ -230,11 +230,3 @@ def small(error: Float[np.ndarray, " player"], ends: Float[np.ndarray, "2 column
     """Whether every word's standard error is within the tolerance of |F(x) - F(all absent)|."""
     whole, nothing = ends.mean(1)
     return bool(error.max() <= tolerance * max(abs(whole - nothing), FLOOR))
-
-
-def check_budget(method: str, budget: int, needed: int, case: Case) -> None:
-    if budget < needed:
-        raise UserError(
-            f"text '{case.text_id}': a budget of {budget} is below one round of {method}; expected at least {needed} "
-            "versions of the prompt for so many words; raise budget or leave the method out"
-        )

@@ -11,9 +11,9 @@ from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.absence import PANEL
 from xai_utils.attribution.masking import Removal
 from xai_utils.attribution.shapley import panel_shapley
+from xai_utils.evaluation.agreement import stability
 from xai_utils.evaluation.orders import by_score
 from xai_utils.evaluation.panels import candidates, cases_of, choice, confidence, rankings, subset_values
-from xai_utils.evaluation.stability import stability
 from xai_utils.study import evidence
 from xai_utils.study.config import Study, load_study
 from xai_utils.study.explainer import Explainer

@@ -74,11 +74,9 @@ def make_target(model: LoadedModel, case: Case, kind: str = "logprob") -> Target
     return Target(kind, f"{text} / {case.contrast}", ids, case.contrast_ids)
 
 
-@torch.no_grad()
 def next_token(model: LoadedModel, case: Case) -> int:
     """The model's own most probable next token."""
-    ids = torch.tensor([case.ids], device=model.device)
-    return int(model.model(input_ids=ids, logits_to_keep=1).logits[0, -1].argmax())
+    return int(model.logits(case.ids)[-1].argmax())
 
 
 class Objective:

@@ -21,8 +21,8 @@ from xai_utils.attribution.absence import ABSENCES
 from xai_utils.attribution.masking import Removal
 from xai_utils.attribution.subsets import all_subsets, exact_shapley
 from xai_utils.attribution.target import Target
+from xai_utils.evaluation.agreement import stability
 from xai_utils.evaluation.orders import Span, by_score, ceiling, shares, span, words_of
-from xai_utils.evaluation.stability import stability
 from xai_utils.evaluation.statistics import interval
 from xai_utils.evaluation.thresholds import COMPETENT, SURE
 from xai_utils.models.loading import LoadedModel

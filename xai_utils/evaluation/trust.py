@@ -19,10 +19,9 @@ from scipy import stats
 from xai_utils.attribution.absence import PANEL
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.tables import word_rows
-from xai_utils.evaluation.agreement import LEAST
+from xai_utils.evaluation.agreement import LEAST, stability_of
 from xai_utils.evaluation.behaviour import behaviour
 from xai_utils.evaluation.faithfulness import faithfulness
-from xai_utils.evaluation.stability import stability_of
 from xai_utils.evaluation.thresholds import (
     ALIKE,
     CHANCE,

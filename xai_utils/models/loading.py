@@ -8,6 +8,7 @@ and no code or pickle that comes with a model is run.
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -86,6 +87,11 @@ class LoadedModel:
     def embed(self, ids: Int[Tensor, "*batch position"]) -> Float[Tensor, "*batch position hidden"]:
         """The vectors that stand for `ids` in the model's `inputs_embeds`."""
         return self._input(ids.to(self.device))
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int], keep: int = 1) -> Float[Tensor, "keep vocabulary"]:
+        """The logits behind each of the last `keep` tokens of a prompt, in one pass."""
+        return self.model(input_ids=torch.tensor([list(ids)], device=self.device), logits_to_keep=keep).logits[0]
 
     @cached_property
     def document_start(self) -> int | None:

@@ -146,7 +146,7 @@ def test_the_default_panel_is_the_one_that_the_evidence_chooses():
 
 
 def test_the_texts_are_short_and_not_the_published_ones():
-    study, published = evidence.short_texts(), load_study(evidence.DEFAULT)
+    study, published = evidence.short_texts(), load_study(evidence.LEADING)
     assert all(len(words(normalise(entry.text))) <= evidence.MOST_WORDS for entry in study.texts)
     assert len({entry.text for entry in study.texts}) == len(study.texts) > 60
     assert not {entry.text for entry in study.texts} & {entry.text for entry in published.texts}

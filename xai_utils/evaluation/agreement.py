@@ -18,19 +18,19 @@ from xai_utils.attribution.result import Attribution
 from xai_utils.evaluation.statistics import certified, interval
 from xai_utils.text.cases import units
 
-CASE = ["study", "text", "model", "role", "target", "target_text"]
-SETTING = ["method", "baseline", "sink"]
+CASE_KEYS = ["study", "text", "model", "role", "target", "target_text"]
+METHOD_KEYS = ["method", "baseline", "sink"]
 STABILITY = ("study", "text", "model", "role", "method", "rank_correlation", "one_sign", "same_top")
-LEAST = 3  # words below which a rank correlation says nothing
-TOP = 3  # highest words that are compared
+LEAST_WORDS = 3  # words below which a rank correlation says nothing
+TOP_WORDS = 3  # highest words that are compared
 
 
 def one_setting(word_scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """The rows of each method's main setting: at `baseline` with the sink kept where it has that, else its first."""
-    settings = word_scores[SETTING].drop_duplicates()
+    settings = word_scores[METHOD_KEYS].drop_duplicates()
     other = (settings["baseline"] != baseline) * 2 + (settings["sink"] != "kept")
     first = settings.assign(_other=other).sort_values("_other", kind="stable").drop_duplicates("method")
-    return word_scores.merge(first[SETTING], on=SETTING)
+    return word_scores.merge(first[METHOD_KEYS], on=METHOD_KEYS)
 
 
 def agreement(word_scores: pd.DataFrame, certificates: pd.DataFrame, baseline: str = "mean") -> pd.DataFrame:
@@ -41,18 +41,18 @@ def agreement(word_scores: pd.DataFrame, certificates: pd.DataFrame, baseline: s
     """
     rows = []
     for keys, wide in _by_case(_comparable(word_scores, certificates, baseline)):
-        correlation = wide.corr(method="spearman", min_periods=LEAST)
+        correlation = wide.corr(method="spearman", min_periods=LEAST_WORDS)
         scores, there = wide.to_numpy(), wide.notna().to_numpy()
         for a, b in combinations(range(len(wide.columns)), 2):
             both = scores[there[:, a] & there[:, b]]
-            size = min(TOP, max(len(both) // 2, 1))
+            size = min(TOP_WORDS, max(len(both) // 2, 1))
             rows.append(
                 keys
                 | {"method_a": wide.columns[a], "method_b": wide.columns[b], "words": len(both)}
                 | {"spearman": correlation.iloc[a, b], "k": size}
                 | {"top_k_overlap": top_overlap(both[:, a], both[:, b], size) if len(both) else np.nan}
             )
-    return pd.DataFrame(rows, columns=[*CASE, "method_a", "method_b", "words", "spearman", "k", "top_k_overlap"])
+    return pd.DataFrame(rows, columns=[*CASE_KEYS, "method_a", "method_b", "words", "spearman", "k", "top_k_overlap"])
 
 
 def top_overlap(a: ArrayLike, b: ArrayLike, k: int) -> float:
@@ -72,7 +72,9 @@ def agreement_matrix(word_scores: pd.DataFrame, certificates: pd.DataFrame, base
     parts = []
     for _, part in table.groupby("text", sort=False):
         wide = part.pivot_table("score", ["start", "end"], ["model", "method"])
-        parts.append(wide.corr(method="spearman", min_periods=LEAST).reindex(index=order, columns=order).to_numpy())
+        parts.append(
+            wide.corr(method="spearman", min_periods=LEAST_WORDS).reindex(index=order, columns=order).to_numpy()
+        )
     counts = np.sum([~np.isnan(part) for part in parts], axis=0)
     total = np.sum([np.nan_to_num(part) for part in parts], axis=0)
     return pd.DataFrame(np.where(counts > 0, total / np.maximum(counts, 1), np.nan), index=order, columns=order)
@@ -121,12 +123,12 @@ def leaderboard(faithfulness: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """
     table = faithfulness.dropna(subset="share")
     rows = []
-    for values, part in table.groupby(SETTING, sort=False, dropna=False):
+    for values, part in table.groupby(METHOD_KEYS, sort=False, dropna=False):
         own = part["own"].fillna(False).astype(bool)
         other = _mean_over_texts(part[~own])
         low, high = interval(other, seed=seed)
         rows.append(
-            dict(zip(SETTING, values, strict=True))
+            dict(zip(METHOD_KEYS, values, strict=True))
             | {"texts": part["text"].nunique(), "tests": len(part)}
             | {"share": _mean_over_texts(part).mean(), "share_other": other.mean(), "low": low, "high": high}
             | {"share_own": _mean_over_texts(part[own]).mean(), "beats_random": int(part["beats_random"].sum())}
@@ -148,7 +150,9 @@ def _comparable(word_scores: pd.DataFrame, certificates: pd.DataFrame, baseline:
 def _by_case(table: pd.DataFrame) -> list[tuple[dict[str, object], pd.DataFrame]]:
     """For each case its keys and a frame of words by methods, in the table's order of methods."""
     found = []
-    for values, part in table.groupby(CASE, sort=False, dropna=False):
+    for values, part in table.groupby(CASE_KEYS, sort=False, dropna=False):
         wide = part.pivot_table("score", ["start", "end"], "method")
-        found.append((dict(zip(CASE, values, strict=True)), wide[[m for m in part["method"].unique() if m in wide]]))
+        found.append(
+            (dict(zip(CASE_KEYS, values, strict=True)), wide[[m for m in part["method"].unique() if m in wide]])
+        )
     return found

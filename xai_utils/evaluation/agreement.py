@@ -72,12 +72,8 @@ def agreement_matrix(word_scores: pd.DataFrame, certificates: pd.DataFrame, base
     parts = []
     for _, part in table.groupby("text", sort=False):
         wide = part.pivot_table("score", ["start", "end"], ["model", "method"])
-        parts.append(
-            wide.corr(method="spearman", min_periods=LEAST_WORDS).reindex(index=order, columns=order).to_numpy()
-        )
-    counts = np.sum([~np.isnan(part) for part in parts], axis=0)
-    total = np.sum([np.nan_to_num(part) for part in parts], axis=0)
-    return pd.DataFrame(np.where(counts > 0, total / np.maximum(counts, 1), np.nan), index=order, columns=order)
+        parts.append(wide.corr(method="spearman", min_periods=LEAST_WORDS).reindex(index=order, columns=order))
+    return pd.concat(parts).groupby(level=["model", "method"]).mean().reindex(order)
 
 
 def stability(scores: Float[np.ndarray, "absence word"]) -> dict[str, float]:

@@ -29,8 +29,7 @@ def certified(scores: pd.DataFrame, certificates: pd.DataFrame) -> pd.DataFrame:
     if certificates.empty:
         return scores
     failed = certificates.loc[~certificates["converged"].astype(bool), CASE].drop_duplicates()
-    marked = scores.merge(failed, on=CASE, how="left", indicator="_found")
-    return marked[marked["_found"] == "left_only"].drop(columns="_found").reset_index(drop=True)
+    return scores.merge(failed, on=CASE, how="left_anti").reset_index(drop=True)
 
 
 def differences(

@@ -80,7 +80,7 @@ def randomisation(
 
     Columns: study, model, role, method, layers (randomised), share (of all layers), texts, words, correlation (pooled
     over texts) and its bootstrap 95 % interval over texts, low and high. The default stages are one layer, a quarter,
-    half, and all of them. The correlation should fall towards 0. WordScores that did not converge take no part.
+    half, and all of them. The correlation should fall towards 0. Scores that did not converge take no part.
     """
     count = len(layers(model.model))
     stages = stages or sorted({1, -(-count // 4), -(-count // 2), count})

@@ -22,7 +22,8 @@ from torch import nn
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
-from xai_utils.models.loading import LoadedModel, decoder_layers
+from xai_utils.models.loading import LoadedModel
+from xai_utils.models.watch import decoder_layers
 from xai_utils.text.cases import Case, units
 
 VERSION = 1  # raise it when results would come out different

@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 import psutil
@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from xai_utils.models.loading import LoadedModel
+if TYPE_CHECKING:
+    from xai_utils.models.loading import LoadedModel
 
 ENOUGH = 1024  # positions: large enough for a CPU's matrix product, small in memory
 LARGE = 4096  # positions, on a GPU: below, kernels leave part of it idle in their last round

@@ -130,13 +130,6 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
     return usable(LoadedModel(entry, model.eval().requires_grad_(False), tokenizer, revision + tokenizer_revision))
 
 
-def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """The name, such as `model.layers`, and the list of the decoder layers: as many as the configuration says."""
-    count = cast(PreTrainedModel, model).config.get_text_config().num_hidden_layers
-    lists = ((name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList))
-    return next(((name, part) for name, part in lists if len(part) == count), None)
-
-
 # ---- from a name to a folder
 
 

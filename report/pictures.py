@@ -22,7 +22,7 @@ from xai_utils.plots.html import sentence_html
 from xai_utils.plots.style import save
 from xai_utils.study.comparison import behaviours
 from xai_utils.study.explainer import Explainer
-from xai_utils.study.from_tables import cards, results
+from xai_utils.study.from_tables import cards_of, results_of
 from xai_utils.study.results import folders
 from xai_utils.study.tables import StudyTables
 
@@ -59,7 +59,7 @@ def _layers(found: StudyTables, facts: Facts, title: str) -> Figure | None:
 
 
 def _trust(found: StudyTables, facts: Facts, title: str) -> Figure | None:
-    by_model = cards(found, facts.words.here.id, facts.words.method) if facts.words else {}
+    by_model = cards_of(found, facts.words.here.id, facts.words.method) if facts.words else {}
     return trust.cards(by_model, title) if by_model else None
 
 
@@ -99,7 +99,7 @@ def coloured(found: StudyTables, facts: Facts, texts: list[str]) -> list[Attribu
     """Word scores of the page's method, text by text, the models of the pair by turns."""
     if facts.words is None:
         return []
-    every = [results(found, text, facts.words.method) for text in texts]
+    every = [results_of(found, text, facts.words.method) for text in texts]
     return [made[label] for made in every for label in found.pair if label in made]
 
 

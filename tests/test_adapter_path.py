@@ -11,7 +11,7 @@ from tests.test_blend import is_input, twins
 from tests.test_swap import TEXT, cases, retokenised
 from tests.tiny import tiny_loaded
 from xai_utils.attribution.adapter_path import WeightPath, adapter_path
-from xai_utils.attribution.parts import pair
+from xai_utils.attribution.parts import make_pair
 from xai_utils.attribution.swap import swap
 from xai_utils.errors import UserError
 
@@ -72,7 +72,7 @@ def test_slopes_equal_gradients_by_hand(make):
     base = tiny_loaded("llama", label="base", **DOUBLE)
     other = make(base)
     both = cases(base, other)
-    along = WeightPath(pair(base, other, *both, "logprob"))
+    along = WeightPath(make_pair(base, other, *both, "logprob"))
     alphas = np.array([0.0, 0.35, 1.0])
     values, densities = along.densities(alphas)
     np.testing.assert_allclose(along.values(alphas), values, rtol=1e-10)
@@ -90,7 +90,7 @@ def test_equals_20000_midpoint_steps():
     both = cases(base, other, "The cat")
     found = adapter_path(base, other, *both, tolerance=1e-3, budget=400)
     assert found.certificate.converged
-    along, plain = WeightPath(pair(base, other, *both, "logprob")), 0.0
+    along, plain = WeightPath(make_pair(base, other, *both, "logprob")), 0.0
     for alphas in np.split((np.arange(20000) + 0.5) / 20000, 40):
         plain = plain + along.densities(alphas)[1].sum(0) / 20000
     difference = np.abs(found.scores.ravel() - plain).max()
@@ -104,7 +104,7 @@ def test_sums_to_the_difference_and_is_cut_by_module_word_and_layer(kind):
     other = lora_twin(base)
     both = cases(base, other)
     found = adapter_path(base, other, *both, kind, budget=400)
-    ends = [side.value() for side in pair(base, other, *both, kind).sides]
+    ends = [side.value() for side in make_pair(base, other, *both, kind).sides]
     assert found.certificate.converged
     assert [found.certificate.f_baseline, found.certificate.f_input] == pytest.approx(ends, abs=1e-4)
     assert found.scores.sum() == pytest.approx(ends[1] - ends[0], abs=0.01 * found.certificate.scale)
@@ -127,7 +127,7 @@ def test_a_contrast_is_the_difference_of_its_two_answers():
     against = tuple(dataclasses.replace(case, answer_ids=case.contrast_ids) for case in both)
     width, alphas = len(both[0].ids), np.array([0.2, 0.8])
     slopes = [
-        WeightPath(pair(base, other, *asked, kind)).densities(alphas)[1].reshape(2, 14, -1)
+        WeightPath(make_pair(base, other, *asked, kind)).densities(alphas)[1].reshape(2, 14, -1)
         for asked, kind in [(both, "contrast"), (both, "logprob"), (against, "logprob")]
     ]
     np.testing.assert_allclose(slopes[0][..., :width], (slopes[1] - slopes[2][..., : slopes[1].shape[2]])[..., :width])

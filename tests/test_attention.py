@@ -271,7 +271,7 @@ def test_observations_are_what_the_matrix_says():
 
 def test_weights_that_do_not_fit_are_refused(monkeypatch):
     loaded = tiny_loaded("llama")
-    monkeypatch.setattr(layers, "KEPT", 1000)
+    monkeypatch.setattr(layers, "WEIGHTS_LIMIT", 1000)
     with pytest.raises(UserError, match="text 't': its attention weights fill"):
         layers.weights(loaded, case_of(loaded))
 

@@ -36,7 +36,7 @@ def test_the_corpus_is_thirty_pairs_in_six_groups():
     counts = pd.Series([entry.group for entry in texts.values()]).value_counts()
     assert set(counts.index) == {"fact", "agreement", "negation", "idiom", "numeral", "name"} and set(counts) == {10}
     asked = [entry for entry in texts.values() if entry.text.endswith("?")]
-    assert len({evidence.observation(entry) for entry in asked}) >= 6  # else no test over pairs could pass
+    assert len({entry.observation for entry in asked}) >= 6  # else no test over pairs could pass
 
 
 def test_no_two_texts_of_the_corpus_share_a_frame():
@@ -47,8 +47,8 @@ def test_no_two_texts_of_the_corpus_share_a_frame():
 
 
 def test_the_further_texts_are_eight_others():
-    default, further, corpus = (load_study(name) for name in (evidence.DEFAULT, evidence.FURTHER, evidence.CORPUS))
-    both = evidence.joined(default, further)
+    default, further, corpus = (load_study(name) for name in (evidence.LEADING, evidence.FURTHER, evidence.CORPUS))
+    both = evidence.with_texts_of(default, further)
     assert len(both.texts) == len(default.texts) + 8 and not both.published
     everything = [entry.text for study in (both, corpus) for entry in study.texts]
     assert len(set(everything)) == len(everything)
@@ -75,7 +75,7 @@ def tiny(tmp_path, monkeypatch):
         tiny_loaded("llama", seed=1, label="twin", role="adapted"),
         tiny_loaded("llama", seed=2, label="shuffled", role="control"),
     ]
-    real = {name: load_study(name) for name in (evidence.DEFAULT, evidence.FURTHER, evidence.CORPUS)}
+    real = {name: load_study(name) for name in (evidence.LEADING, evidence.FURTHER, evidence.CORPUS)}
 
     few = {"mercury", "mercury-ru", "apples", "apples-ru", "boiling", "boiling-ru"}
 
@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny, monkeypatch):
 
 def test_randomised_weights_are_published_with_their_interval(tiny, monkeypatch):
     folder, _ = tiny
-    small, texts = evidence.load_study, load_study(evidence.DEFAULT).texts[:3]
+    small, texts = evidence.load_study, load_study(evidence.LEADING).texts[:3]
     monkeypatch.setattr(evidence, "load_study", lambda name: small(name).model_copy(update={"texts": texts}))
     monkeypatch.setattr(evidence, "SANE", ("ablation", "attention"))
     evidence.run("sanity", folder=folder)
@@ -192,7 +192,7 @@ def made_with(adapter: str) -> dict[str, pd.DataFrame]:
 
 
 def test_tables_of_a_former_checkpoint_are_known_as_such():
-    default = load_study(evidence.DEFAULT)
+    default = load_study(evidence.LEADING)
     (twin,) = [model for model in default.models if model.label == "ru-ts"]
     now = content_hash(adapters.folder(twin))[:12]
     assert evidence.outdated(made_with(now), default) == []

@@ -101,7 +101,7 @@ def test_a_batch_that_fills_half_a_pass_is_not_recorded(made, model, monkeypatch
 
 
 def test_only_so_many_recordings_are_kept(made, model, monkeypatch):
-    monkeypatch.setattr(graphs, "MOST", 2)
+    monkeypatch.setattr(graphs, "MOST_RECORDINGS", 2)
     own = objective(model)
     for count in (1, 2, 3, 1):  # the first is forgotten when the third comes
         own.values(own.inputs.expand(count, -1, -1))

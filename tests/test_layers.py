@@ -16,7 +16,7 @@ from xai_utils.attribution.adapter_path import adapter_path
 from xai_utils.attribution.bridge import bridge
 from xai_utils.attribution.swap import swap
 from xai_utils.errors import UserError
-from xai_utils.evaluation.layers import agreement, group_scores, layer_deletion
+from xai_utils.evaluation.layers import group_scores, layer_deletion, rank_correlation
 
 
 def six_layers(weights):
@@ -91,7 +91,7 @@ def test_path_and_swap_are_summed_over_the_same_groups():
     )
     assert found[1, 0] == pytest.approx(first)
     np.testing.assert_allclose(found[0], found[1], atol=0.05 * np.abs(found[0]).max())  # small steps: nearly linear
-    assert agreement(*rows) > 0.9
+    assert rank_correlation(*rows) > 0.9
 
 
 def test_bad_settings_are_said_in_one_line():

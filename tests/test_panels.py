@@ -11,9 +11,9 @@ from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.absence import PANEL
 from xai_utils.attribution.masking import Removal
 from xai_utils.attribution.shapley import panel_shapley
+from xai_utils.evaluation.agreement import stability
 from xai_utils.evaluation.orders import by_score
 from xai_utils.evaluation.panels import candidates, cases_of, choice, confidence, rankings, subset_values
-from xai_utils.evaluation.stability import stability
 from xai_utils.study import evidence
 from xai_utils.study.config import Study, load_study
 from xai_utils.study.explainer import Explainer
@@ -146,7 +146,7 @@ def test_the_default_panel_is_the_one_that_the_evidence_chooses():
 
 
 def test_the_texts_are_short_and_not_the_published_ones():
-    study, published = evidence.short_texts(), load_study(evidence.DEFAULT)
+    study, published = evidence.short_texts(), load_study(evidence.LEADING)
     assert all(len(words(normalise(entry.text))) <= evidence.MOST_WORDS for entry in study.texts)
     assert len({entry.text for entry in study.texts}) == len(study.texts) > 60
     assert not {entry.text for entry in study.texts} & {entry.text for entry in published.texts}

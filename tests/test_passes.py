@@ -16,7 +16,7 @@ from xai_utils.models.watch import Stopped, Watch
 def cores(monkeypatch):
     """Two cores, of which each is worth its while."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(batching, "LEAST", 1)
+    monkeypatch.setattr(batching, "LEAST_PER_CORE", 1)
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)

@@ -9,7 +9,7 @@ from matplotlib.text import Text
 
 from tests.test_plots import drawn
 from xai_utils.errors import UserError
-from xai_utils.plots import layers, swap, undone
+from xai_utils.plots import layers, swap
 from xai_utils.plots.style import OPPOSES, SUPPORTS, centred, diverging
 
 KEYS = {"study": "s", "text": "t", "base": "base", "other": "ru-ts", "target": "logprob", "target_text": " Файл"}
@@ -152,14 +152,14 @@ def deletion_table():
 
 def test_dots_of_undone_layers_stand_at_the_shares_of_the_table():
     table = deletion_table()
-    fig = undone.undone(table, "How much goes?")
+    fig = layers.undone(table, "How much goes?")
     (axes,) = fig.axes
     spans, *dots = axes.collections
     for name, collection in zip(("best", "highest", "lowest"), dots, strict=True):
         assert collection.get_offsets().tolist() == [[share, place] for place, share in enumerate(table[name])]
     assert [line[:, 0].tolist() for line in spans.get_segments()] == [[0.1, 0.2], [0.1, 0.2]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
-    told = undone.describe_undone(table)
+    told = layers.describe_undone(table)
     assert "28% of the difference" in told and "random layers 10%" in told and "on 1 of 2 texts" in told
     texts, passed = drawn(fig)
     assert passed <= 1 and "share of the difference undone by 5 layers" in {text for text, _ in texts}
@@ -169,7 +169,7 @@ def test_a_map_over_texts_sums_modules_and_words_and_keeps_layers_without_any():
     common = {name: value for name, value in KEYS.items() if name != "text"} | UNIT
     rows = [("b", 0, 1.0), ("b", 0, 2.0), ("b", 2, -1.0), ("a", 2, 4.0), ("a", None, 9.0)]
     table = pd.DataFrame([common | {"text": text, "layer": layer, "score": score} for text, layer, score in rows])
-    found = undone.over_texts(table.astype({"layer": "Int64"}))
+    found = layers.over_texts(table.astype({"layer": "Int64"}))
     assert found.levels == ("0", "1", "2") and found.words == ("b", "a") and found.across == "prompt"
     assert found.scores.tolist() == [[3.0, 0.0], [0.0, 0.0], [-1.0, 4.0]]
     labels = [axes.get_ylabel() for panel in layers.layer_maps([found]).subfigs for axes in panel.axes]

@@ -112,7 +112,7 @@ def card(probability=0.7, level="passes"):
 
 
 def test_a_card_s_values_stand_where_they_are_and_are_told():
-    lines = trust.lines(card())
+    lines = trust.checks(card())
     assert [line.level for line in lines] == ["passes", "passes", "doubtful", "fails", "unknown"]
     assert [line.value for line in lines[:4]] == pytest.approx([0.7, 1.0, 0.6, 0.1])
     assert [line.shown for line in lines] == ["0.7", "exact", "0.60", "0.10", "not known"]

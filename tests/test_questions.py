@@ -71,7 +71,7 @@ def test_p_is_that_of_all_sign_flips(found):
     expected = np.mean(np.array(flips) >= abs(change.mean()) - 1e-12)
     row = table.loc[("evenness", PANEL)]
     assert row["p"] == pytest.approx(expected) and row["difference"] == pytest.approx(change.mean())
-    both = measures.first_head("sink")(found, "").unstack("model").mean(axis=1) - questions.HALF
+    both = measures.of_first_head("sink")(found, "").unstack("model").mean(axis=1) - questions.HALF
     flips = [abs(np.mean(both.to_numpy() * signs)) for signs in product((1, -1), repeat=len(both))]
     assert table.loc[("first_head_sink", ""), "p"] == pytest.approx(
         np.mean(np.array(flips) >= abs(both.mean()) - 1e-12)

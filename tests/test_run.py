@@ -25,7 +25,7 @@ from xai_utils.errors import UserError
 from xai_utils.files import ROOT, TEMPORARY, whole
 from xai_utils.study import kernel, results
 from xai_utils.study.config import load_study
-from xai_utils.study.execute import Job, execute
+from xai_utils.study.execute import NotebookRun, execute
 from xai_utils.study.kernel import OwnKernel, kernels
 from xai_utils.study.progress import Line
 from xai_utils.study.run import locked, not_converged, not_given, parse_settings, plan, run, select, typed
@@ -73,7 +73,7 @@ def texts(path: Path) -> str:
     return "".join(o.get("text", "") for c in cells if c.cell_type == "code" for o in c.outputs)
 
 
-def error_of(job: Job, timeout: int = 60) -> str:
+def error_of(job: NotebookRun, timeout: int = 60) -> str:
     with pytest.raises(UserError) as caught:
         execute(job, timeout)
     assert "\n" not in str(caught.value)
@@ -106,7 +106,11 @@ def test_the_first_failure_ends_the_run(book, notebooks, study, runs, tmp_path):
 def test_the_kernel_is_this_python_in_the_repository(book, tmp_path, monkeypatch):
     monkeypatch.setenv("WANTED", sys.prefix)
     out = tmp_path / "out.ipynb"
-    execute(Job(book("01_a", "import sys, os, xai_utils\nprint(sys.prefix == os.environ['WANTED'], os.getcwd())"), out))
+    execute(
+        NotebookRun(
+            book("01_a", "import sys, os, xai_utils\nprint(sys.prefix == os.environ['WANTED'], os.getcwd())"), out
+        )
+    )
     assert texts(out) == "True .\n"  # the root's machine path is not shown
 
 
@@ -118,7 +122,7 @@ def test_a_published_notebook_is_replaced_by_its_clean_copy(book):
         "import ipywidgets\nipywidgets.IntSlider()",
         "import numpy as np\nnp.arange(3)",
     )
-    execute(Job(path, path))
+    execute(NotebookRun(path, path))
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -135,9 +139,9 @@ def test_a_published_notebook_is_replaced_by_its_clean_copy(book):
 
 def test_running_again_gives_the_same_bytes(book):
     path = book("01_a", "print('a')", "1 + 1", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
-    execute(Job(path, path))
+    execute(NotebookRun(path, path))
     first = path.read_bytes()
-    execute(Job(path, path))
+    execute(NotebookRun(path, path))
     assert path.read_bytes() == first and b"image/png" in first
 
 
@@ -145,11 +149,11 @@ def test_the_published_study_writes_its_notebooks_in_place_and_with_settings_it_
     source = book("01_a")
     book("02_b")
     published = load_study(study).model_copy(update={"published": True, "notebooks": ("01",)})
-    assert plan(published, study, (), (), notebooks=notebooks) == [Job(source, source, {})]
+    assert plan(published, study, (), (), notebooks=notebooks) == [NotebookRun(source, source, {})]
     (job,) = plan(published, study, (), ["layer=1"], notebooks=notebooks)
-    assert job == Job(source, runs / "mine/notebooks/01_a.ipynb", {"layer": 1})
+    assert job == NotebookRun(source, runs / "mine/notebooks/01_a.ipynb", {"layer": 1})
     (job,) = plan(published, study, ("02",), (), notebooks=notebooks)  # another study's notebook
-    assert job == Job(notebooks / "02_b.ipynb", runs / "mine/notebooks/02_b.ipynb", {"study": str(study)})
+    assert job == NotebookRun(notebooks / "02_b.ipynb", runs / "mine/notebooks/02_b.ipynb", {"study": str(study)})
 
 
 def test_a_failing_cell_is_named_and_leaves_the_old_output(book, tmp_path, capfd):
@@ -157,22 +161,22 @@ def test_a_failing_cell_is_named_and_leaves_the_old_output(book, tmp_path, capfd
     out.write_text("old")
     path = book("02_b", "x = 1", "def f():\n    return x / 0\n\nf()")
     told = "02_b.ipynb, cell 3: ZeroDivisionError: division by zero"
-    assert error_of(Job(path, out)) == f"{told}; --debug shows where"
+    assert error_of(NotebookRun(path, out)) == f"{told}; --debug shows where"
     assert out.read_text() == "old" and capfd.readouterr().err == ""
     with pytest.raises(UserError) as caught:
-        execute(Job(path, out), debug=True)
+        execute(NotebookRun(path, out), debug=True)
     assert str(caught.value) == told and "return x / 0" in capfd.readouterr().err
 
 
 def test_cells_are_counted_without_the_injected_one(book, tmp_path):
     path = book("02_b", "x = 1", "1 / (layer - 5)")
-    message = error_of(Job(path, tmp_path / "out.ipynb", {"layer": 5}))
+    message = error_of(NotebookRun(path, tmp_path / "out.ipynb", {"layer": 5}))
     assert message.startswith("02_b.ipynb, cell 3: ZeroDivisionError: division by zero; ")
 
 
 def test_a_users_error_inside_a_cell_is_said_as_it_is(book, tmp_path, capfd):
     path = book("02_b", "from xai_utils.study.config import load_study\nload_study('studies/smal.yaml')")
-    message = error_of(Job(path, tmp_path / "out.ipynb"))
+    message = error_of(NotebookRun(path, tmp_path / "out.ipynb"))
     expected = "studies/smal.yaml: no such study file; did you mean 'studies/small.yaml'?"
     assert message == f"02_b.ipynb, cell 2: {expected}"
     assert "Traceback" not in capfd.readouterr().err
@@ -181,7 +185,7 @@ def test_a_users_error_inside_a_cell_is_said_as_it_is(book, tmp_path, capfd):
 def test_a_killed_kernel_is_not_taken_for_success(book, tmp_path):
     out = tmp_path / "out.ipynb"
     path = book("02_b", "x = 1", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "x = 2")
-    message = error_of(Job(path, out))
+    message = error_of(NotebookRun(path, out))
     assert message.startswith("02_b.ipynb, cell 3: the kernel was killed, most likely for lack of memory")
     assert not out.exists()
 
@@ -189,7 +193,7 @@ def test_a_killed_kernel_is_not_taken_for_success(book, tmp_path):
 def test_a_cell_that_takes_too_long(book, tmp_path):
     path = book("02_b", "import time\ntime.sleep(60)")
     start = time.monotonic()
-    message = error_of(Job(path, tmp_path / "out.ipynb"), timeout=1)
+    message = error_of(NotebookRun(path, tmp_path / "out.ipynb"), timeout=1)
     assert message == "02_b.ipynb, cell 2: took longer than 1 s; allow more with --timeout SECONDS"
     assert time.monotonic() - start < 30
 
@@ -206,14 +210,17 @@ def test_a_kernel_that_finds_its_port_taken_is_started_again(book, tmp_path, mon
     monkeypatch.setattr(OwnKernel, "start_kernel", collide)
     monkeypatch.setattr(kernel.time, "sleep", lambda seconds: None)
     out = tmp_path / "out.ipynb"
-    execute(Job(book("01_a", "print('up')"), out))
+    execute(NotebookRun(book("01_a", "print('up')"), out))
     assert texts(out) == "up\n" and len(calls) == 3
 
     async def die(self, **options):
         raise RuntimeError("Kernel died\nagain")
 
     monkeypatch.setattr(OwnKernel, "start_kernel", die)
-    assert error_of(Job(book("01_a"), out)) == "01_a.ipynb: the kernel did not start (Kernel died again); try again"
+    assert (
+        error_of(NotebookRun(book("01_a"), out))
+        == "01_a.ipynb: the kernel did not start (Kernel died again); try again"
+    )
 
 
 DIRTY = [

@@ -11,7 +11,8 @@ from tests.planted import planted_model
 from tests.tiny import tiny_case, tiny_loaded
 from xai_utils.attribution.absence import ABSENCES, PANEL
 from xai_utils.attribution.masking import Removal
-from xai_utils.attribution.shapley import WIDTH, panel_shapley, shapley
+from xai_utils.attribution.result import NORMAL_95
+from xai_utils.attribution.shapley import panel_shapley, shapley
 from xai_utils.attribution.subsets import all_subsets, exact_shapley
 from xai_utils.attribution.tables import word_rows
 from xai_utils.errors import UserError
@@ -127,8 +128,8 @@ def test_draws_widen_the_range_of_a_panel():
     found = panel_shapley(model, case, target, absences=("sampled",))
     error = draws.std(1, ddof=1) / draws.shape[1] ** 0.5
     assert found.word_errors[1:] == pytest.approx(error, abs=1e-5)
-    assert found.low[1:] == pytest.approx(draws.mean(1) - WIDTH * error, abs=1e-5)
-    assert found.stands[1:].tolist() == (np.abs(draws.mean(1)) > WIDTH * error).tolist()
+    assert found.low[1:] == pytest.approx(draws.mean(1) - NORMAL_95 * error, abs=1e-5)
+    assert found.stands[1:].tolist() == (np.abs(draws.mean(1)) > NORMAL_95 * error).tolist()
 
 
 def test_the_panel_finds_what_a_planted_model_copies():

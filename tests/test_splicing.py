@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.test_alignment import TEXTS, many, read
 from xai_utils.errors import UserError
 from xai_utils.fields import text_problem
-from xai_utils.text.splicing import readings
+from xai_utils.text.splicing import segments
 
 PAIRS = [("smollm2", "ru-ts"), ("llama-3", "smollm2"), ("mistral", "ru-ts"), ("wordpiece", "llama-3")]
 
@@ -23,7 +23,7 @@ def test_any_mixture_is_a_whole_reading(one, two, text, prefix, seed):
     assume(text_problem(text) is None)
     cases = [read(name, text, prefix) for name in (one, two)]
     assume(not any(case.cut for case in cases) and all(case.tokens for case in cases))
-    parts = readings(*cases)
+    parts = segments(*cases)
     for side, case in enumerate(cases):
         assert [at for part in parts for at in part.positions[side]] == list(range(len(case.tokens)))
     chosen = np.random.default_rng(seed).integers(0, 2, len(parts))
@@ -44,7 +44,7 @@ def test_words_are_not_cut(one, two, text):
     assume(text_problem(text) is None)
     cases = [read(name, text) for name in (one, two)]
     assume(not any(case.cut for case in cases) and all(case.tokens for case in cases))
-    inner = [part for part in readings(*cases) if part.start is not None]
+    inner = [part for part in segments(*cases) if part.start is not None]
     for word in cases[0].words:
         assert sum(part.start <= word.start and word.end <= part.end for part in inner) == 1
     for part in inner:
@@ -53,7 +53,7 @@ def test_words_are_not_cut(one, two, text):
 
 def test_russian_words_part_as_a_person_expects():
     cases = [read(name, "Чтобы открыть файл, выберите команду") for name in ("smollm2", "ru-ts")]
-    parts = readings(*cases)
+    parts = segments(*cases)
     assert [part.name for part in parts] == ["document start", "Чтобы", "открыть", "файл", ",", "выберите", "команду"]
     assert [len(part.positions[1]) for part in parts] == [1] * 7
     assert [len(part.positions[0]) for part in parts] == [1, 6, 7, 5, 1, 6, 5]
@@ -64,12 +64,12 @@ def test_words_that_a_token_joins_go_together():
     case = read("smollm2", "New York is")
     joined = dataclasses.replace(case.tokens[1], start=0, end=8)
     other = dataclasses.replace(case, tokens=(case.tokens[0], joined, *case.tokens[3:]))
-    assert [part.name for part in readings(case, other)] == ["document start", "New York", "is"]
+    assert [part.name for part in segments(case, other)] == ["document start", "New York", "is"]
 
 
 def test_texts_must_be_the_same_and_whole():
     case = read("smollm2", "one two three")
     with pytest.raises(UserError, match="expected one text"):
-        readings(case, read("smollm2", "one two"))
+        segments(case, read("smollm2", "one two"))
     with pytest.raises(UserError, match="lost 2 tokens under 'smollm2'"):
-        readings(case, read("smollm2", "one two three", max_tokens=2))
+        segments(case, read("smollm2", "one two three", max_tokens=2))

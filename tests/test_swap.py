@@ -12,7 +12,7 @@ from tests.test_blend import by_hand, is_input, twins
 from tests.tiny import tiny_case, tiny_loaded, tiny_tokenizer
 from xai_utils.attribution import mixture
 from xai_utils.attribution.mixture import Mixture
-from xai_utils.attribution.parts import pair
+from xai_utils.attribution.parts import make_pair
 from xai_utils.attribution.swap import swap
 from xai_utils.errors import UserError
 
@@ -94,7 +94,7 @@ def test_rows_and_tokenizer_equal_enumeration_by_hand(kind):
     np.testing.assert_allclose(found.scores, by_orders(values, count), atol=1e-4)
     assert found.exact and found.passes == 2**count
     assert found.scores.sum() == pytest.approx(found.f_other - found.f_base, abs=1e-9)
-    ends = [side.value() for side in pair(base, other, *both, kind).sides]
+    ends = [side.value() for side in make_pair(base, other, *both, kind).sides]
     assert [found.f_base, found.f_other] == pytest.approx(ends, abs=1e-4)
 
 
@@ -103,7 +103,7 @@ def test_layers_equal_enumeration_by_hand(architecture):
     """Every weight differs, as after a full fine-tuning: layers, what stands outside them, rows and head."""
     base, other = twins(architecture)
     both = cases(base, other, "The cat")
-    mixed = Mixture(pair(base, other, *both, "logprob"), groups=2)
+    mixed = Mixture(make_pair(base, other, *both, "logprob"), groups=2)
     kinds = [(part.kind, part.half) for part in mixed.parts]
     halves = [("layers", "attention"), ("layers", "mlp")]
     assert kinds == [("reading", "")] * 3 + [("writing", "")] + halves * 2 + [("layers", "rest")]

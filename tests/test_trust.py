@@ -14,7 +14,7 @@ from xai_utils.attribution.perturbation import ablation
 from xai_utils.attribution.result import from_words
 from xai_utils.attribution.shapley import panel_shapley
 from xai_utils.evaluation import trust
-from xai_utils.evaluation.stability import STABILITY, stability_of, stability_row
+from xai_utils.evaluation.agreement import STABILITY, stability_of, stability_row
 from xai_utils.text.cases import units
 
 TEXT = "The capital of France is"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xai_utils.attribution.absence import with_common_mean
-from xai_utils.attribution.methods import DEFAULT, METHODS, method_named
+from xai_utils.attribution.methods import DEFAULT_METHOD, METHODS, method_named
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.swap import Swap, swap
 from xai_utils.attribution.target import make_target
@@ -85,7 +85,7 @@ def explain(
     model: LoadedModel,
     answer: str | None = None,
     *,
-    method: str = DEFAULT,
+    method: str = DEFAULT_METHOD,
     contrast: str | None = None,
     target: str = "logprob",
     chat: bool = False,

@@ -105,10 +105,10 @@ def compare(
 
 def methods() -> None:
     """List the methods, their cost and their settings."""
-    from xai_utils.attribution.methods import DEFAULT, METHODS
+    from xai_utils.attribution.methods import DEFAULT_METHOD, METHODS
 
     for name, method in METHODS.items():
-        print(f"{name}{' (default)' if name == DEFAULT else ''}: {method.description}")
+        print(f"{name}{' (default)' if name == DEFAULT_METHOD else ''}: {method.description}")
         print(f"    cost: {method.cost}")
         if own := _defaults(method):
             print(f"    settings: {', '.join(f'{key}={_written(value)}' for key, value in own.items())}")
@@ -128,9 +128,9 @@ def doctor() -> None:
 
 def _method(name: str | None, settings: list[str] | None) -> dict[str, Any]:
     """The method with its settings, typed as its own defaults are."""
-    from xai_utils.attribution.methods import DEFAULT, method_named
+    from xai_utils.attribution.methods import DEFAULT_METHOD, method_named
 
-    name = name or DEFAULT
+    name = name or DEFAULT_METHOD
     known, given = _defaults(method_named(name)), dict[str, Any]()
     for setting in settings or ():
         key, equals, text = setting.partition("=")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from report.facts.rows import known, rows
-from xai_utils.study.from_tables import cards
+from xai_utils.study.from_tables import cards_of
 from xai_utils.study.tables import CEILING, IG, ORIGINAL, PANEL_METHOD, StudyTables, board, preferred
 
 HALF = 0.5
@@ -153,7 +153,7 @@ def trust(found: StudyTables, evidence: Mapping[str, pd.DataFrame], headline: st
 
 def _cards(found: StudyTables, headline: str | None) -> tuple[Card, ...]:
     method = preferred(found)
-    made = cards(found, headline, method) if headline and method else {}
+    made = cards_of(found, headline, method) if headline and method else {}
     return tuple(
         Card(label, *(tuple(name for name, own in card.levels.items() if own == level) for level in LEVELS))
         for label, card in made.items()

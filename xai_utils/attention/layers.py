@@ -26,7 +26,7 @@ from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
 LOCAL = 4  # keys that count as near: the query's own position and the three before it
-KEPT = 2**28  # bytes of weights that are kept in memory at once; above that they are streamed
+WEIGHTS_LIMIT = 2**28  # bytes of weights that are kept in memory at once; above that they are streamed
 STATISTICS = ("entropy", "sink", "diagonal", "previous", "distance", "local")
 VIEWS = ("", "rest_", "norm_")  # raw weights, the first position set apart, weights times value norms
 
@@ -197,10 +197,10 @@ def weights(model: LoadedModel, case: Case) -> Float[Tensor, "layer head query k
 
     def keep(layer: Layer) -> None:
         total = layer.weights.nbytes * model.model.config.get_text_config().num_hidden_layers
-        if total > KEPT:
+        if total > WEIGHTS_LIMIT:
             raise UserError(
-                f"text '{case.text_id}': its attention weights fill {total / 2**20:.0f} MiB and {KEPT / 2**20:.0f} are "
-                "kept; use the statistics or the pooled maps, or a shorter text"
+                f"text '{case.text_id}': its attention weights fill {total / 2**20:.0f} MiB and "
+                f"{WEIGHTS_LIMIT / 2**20:.0f} are kept; use the statistics or the pooled maps, or a shorter text"
             )
         kept.append(layer.weights.cpu())
 

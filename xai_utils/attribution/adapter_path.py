@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xai_utils.attribution.mixture import token_scores
-from xai_utils.attribution.parts import Pair, pair
+from xai_utils.attribution.parts import Pair, make_pair
 from xai_utils.attribution.path import integrate
 from xai_utils.attribution.result import Certificate, Piece
 from xai_utils.errors import UserError
@@ -192,7 +192,7 @@ def adapter_path(
     Refines until the errors are within `tolerance` of the difference, or `budget` gradient evaluations are spent.
     Raises UserError for models of other shapes or tokens, equal models, a bad tolerance or budget.
     """
-    both = pair(base, other, base_case, other_case, kind)
+    both = make_pair(base, other, base_case, other_case, kind)
     along = WeightPath(both)
     pieces, scores, errors, certificate = integrate(along, tolerance, budget)
     _check_ends(both, certificate)

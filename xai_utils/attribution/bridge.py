@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from xai_utils.attribution.mixture import Mixture
-from xai_utils.attribution.parts import Pair, pair
+from xai_utils.attribution.parts import Pair, make_pair
 from xai_utils.errors import UserError
 from xai_utils.models.blend import blend
 from xai_utils.models.loading import LoadedModel
@@ -60,14 +60,14 @@ def bridge(
 
     Raises UserError as `swap` does, and for an untrained control whose tokenizer or body is not as described.
     """
-    both = pair(base, other, base_case, other_case, kind)
+    both = make_pair(base, other, base_case, other_case, kind)
     if untrained is None:
         steps, values = _steps(both)
         return Bridge(both.keys(), tuple(steps), np.diff(values), values[0], values[-1])
     _check(base, other, untrained)
     own = dataclasses.replace(other_case, model=untrained.label, role=untrained.role)
     f_base = float(Mixture(both).ends()[0])
-    steps, values = _steps(pair(untrained, other, own, other_case, kind))
+    steps, values = _steps(make_pair(untrained, other, own, other_case, kind))
     values = [f_base, *values]
     return Bridge(both.keys(), ("tokenizer", *steps), np.diff(values), values[0], values[-1])
 

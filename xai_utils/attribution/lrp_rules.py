@@ -31,7 +31,7 @@ Rule = Literal["cp", "attn"]
 
 LINEAR = (nn.Linear, nn.Embedding, nn.Dropout, nn.Identity)
 NEAR_ZERO = 1e-4  # below it act(x) / x is taken at this x: the quotient is flat there, and 0 / 0 is none
-ROUNDING = 1e-3  # of a norm's largest output, by which a row's fitted scale may miss it in float32
+FIT_TOLERANCE = 1e-3  # of a norm's largest output, by which a row's fitted scale may miss it in float32
 
 
 def _share(tensor: Tensor, share: float) -> Tensor:
@@ -77,7 +77,7 @@ def _norm(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Tensor 
             raise _unknown(module)
         fitted = hidden * weighted
         size = (output * fitted).sum(-1, keepdim=True) / fitted.square().sum(-1, keepdim=True).clamp_min(1e-30)
-        tolerance = max(ROUNDING, 4 * torch.finfo(output.dtype).eps) * output.abs().amax()
+        tolerance = max(FIT_TOLERANCE, 4 * torch.finfo(output.dtype).eps) * output.abs().amax()
         if not (size * fitted - output).abs().amax() <= tolerance:
             raise _unknown(module)
     return inputs[0] * (size * weighted).to(output.dtype)

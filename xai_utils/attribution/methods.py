@@ -28,7 +28,7 @@ class Method:
         return [parameter.name for parameter in kinds if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
-DEFAULT = "panel_shapley"  # what the front door uses when no method is named
+DEFAULT_METHOD = "panel_shapley"  # what the front door uses when no method is named
 SUBSETS = "2^n versions of a prompt of n words where budget allows, else random orders"
 
 METHODS: dict[str, Method] = {

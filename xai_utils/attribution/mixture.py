@@ -17,9 +17,9 @@ from xai_utils.errors import UserError
 from xai_utils.models.batching import in_passes, positions
 from xai_utils.models.blend import blend
 from xai_utils.models.tree import PromptTree
-from xai_utils.text.splicing import readings
+from xai_utils.text.splicing import segments
 
-MOST = 2048  # nodes of a tree: its mask grows with their square
+MOST_NODES = 2048  # nodes of a tree: its mask grows with their square
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Mixture:
         self.both = both
         self.blend = blend(both.base.model, both.other.model)
         self.packed = True  # many prompts in one tree
-        spans = readings(both.base.case, both.other.case)
+        spans = segments(both.base.case, both.other.case)
         self._pieces = [  # of the prompt, as either model reads them
             [
                 side.embed([side.case.ids[at] for at in places])
@@ -101,7 +101,7 @@ class Mixture:
         self, bodies: Bool[np.ndarray, "body part"], texts: Bool[np.ndarray, "text part"]
     ) -> Float[np.ndarray, "body text"]:
         """F of every body with every way of reading and writing."""
-        capacity = min(positions(self.both.base.model), MOST) if self.packed else 1
+        capacity = min(positions(self.both.base.model), MOST_NODES) if self.packed else 1
         values = np.zeros((len(bodies), len(texts)))
         tree, asked = PromptTree(), list[_Asked]()
         for index, text in enumerate(texts):

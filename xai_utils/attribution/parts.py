@@ -83,7 +83,7 @@ class Pair:
         return float(torch.finfo(self.base.model.dtype).eps ** 0.5)
 
 
-def pair(base: LoadedModel, other: LoadedModel, base_case: Case, other_case: Case, kind: str) -> Pair:
+def make_pair(base: LoadedModel, other: LoadedModel, base_case: Case, other_case: Case, kind: str) -> Pair:
     """Two models on one text with a target of this kind.
 
     Raises UserError for a target that is not about an answer, and for models that are asked for different ones.

@@ -27,9 +27,9 @@ from xai_utils.attribution.patterson import rule
 from xai_utils.attribution.result import FLOOR, Certificate, Piece
 from xai_utils.errors import UserError
 
-LEVELS = (1, 2, 3)  # of the Patterson rules: 7, 15 and 31 nodes
-FIRST = ((0.0, 0.5), (0.5, 1.0))
-FIRST_ROUND = 7 * len(FIRST)  # gradient evaluations before anything is known
+RULES = (1, 2, 3)  # of the Patterson rules: 7, 15 and 31 nodes
+FIRST_PIECES = ((0.0, 0.5), (0.5, 1.0))
+FIRST_ROUND = 7 * len(FIRST_PIECES)  # gradient evaluations before anything is known
 POINTS = np.linspace(0, 1, 9)  # of a piece, where F is looked at before any gradient
 SMOOTH = 2.0  # tolerances: how far F may lie from its polynomial on a piece that is not halved
 GAIN = 0.05  # the most that a larger rule's gain on the sum is trusted to hold for a single part
@@ -62,13 +62,13 @@ class _Interval:
 
     @cached_property
     def scores(self) -> Float[np.ndarray, " part"]:
-        return (self.end - self.start) * rule(LEVELS[self.level])[1] @ self.densities
+        return (self.end - self.start) * rule(RULES[self.level])[1] @ self.densities
 
     @cached_property
     def errors(self) -> Float[np.ndarray, " part"]:
         """|rule - nested rule|, which is the nested rule's error, times the gain in the error of the sum."""
         coarse = self.densities[1::2]  # Patterson nodes interlace: every second one belongs to the nested rule
-        nested = (self.end - self.start) * rule(LEVELS[self.level] - 1)[1] @ coarse
+        nested = (self.end - self.start) * rule(RULES[self.level] - 1)[1] @ coarse
         before = abs(nested.sum() - self.rise)
         gain = abs(self.residual) / before if before else 1.0
         return np.abs(self.scores - nested) * np.clip(gain, GAIN, 1.0)
@@ -116,7 +116,7 @@ class _Known:
 
 def _smooth_pieces(known: _Known, tolerance: float, most: int) -> list[tuple[float, float]]:
     """Pieces, at most so many, halved by forward passes alone until F is smooth on each."""
-    pieces, smooth = list(FIRST), list[tuple[float, float]]()
+    pieces, smooth = list(FIRST_PIECES), list[tuple[float, float]]()
     while pieces:
         known.add_ends([alpha for start, end in pieces for alpha in (start + (end - start) * POINTS).tolist()])
         rough = [piece for piece in pieces if known.misprediction(*piece) > SMOOTH * tolerance * known.scale]
@@ -135,7 +135,7 @@ def _halves(start: float, end: float) -> list[tuple[float, float]]:
 def _evaluate(known: _Known, wanted: list[tuple[float, float, int, _Interval | None]]) -> list[_Interval]:
     """Intervals for (start, end, level, the same one level below), all their new nodes in one batch."""
     known.add_ends([end for start, stop, _, _ in wanted for end in (start, stop)])
-    grids = [start + (stop - start) * rule(LEVELS[level])[0] for start, stop, level, _ in wanted]
+    grids = [start + (stop - start) * rule(RULES[level])[0] for start, stop, level, _ in wanted]
     fresh = [grid if below is None else grid[::2] for grid, (*_, below) in zip(grids, wanted, strict=True)]
     values, densities = known.densities(np.concatenate(fresh))
     cuts = np.cumsum([len(nodes) for nodes in fresh])[:-1]
@@ -163,13 +163,13 @@ def _interlace(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
 
 def _refine(interval: _Interval) -> list[tuple[float, float, int, _Interval | None]]:
     """More nodes while there is a larger rule, else two halves."""
-    if interval.level + 1 < len(LEVELS):
+    if interval.level + 1 < len(RULES):
         return [(interval.start, interval.end, interval.level + 1, interval)]
     return [(start, end, 0, None) for start, end in _halves(interval.start, interval.end)]
 
 
 def _cost(interval: _Interval) -> int:
-    return len(interval.alphas) + 1 if interval.level + 1 < len(LEVELS) else 14
+    return len(interval.alphas) + 1 if interval.level + 1 < len(RULES) else 14
 
 
 def integrate(

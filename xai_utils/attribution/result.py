@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from xai_utils.attribution.masking import Player
     from xai_utils.evaluation.trust import TrustCard
 
+NORMAL_95 = 1.96  # standard errors: the half width of a 95 % interval
 FLOOR = 0.1  # nats or logits: the least difference that relative errors are measured against
 
 Scores = Float[np.ndarray, " position"]

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from xai_utils.attribution.absence import PANEL
 from xai_utils.attribution.masking import Game, Removal, draw_error, small
-from xai_utils.attribution.result import Attribution, Certificate, from_words
+from xai_utils.attribution.result import NORMAL_95, Attribution, Certificate, from_words
 from xai_utils.attribution.subsets import all_subsets, chains, exact_shapley, marginals
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
@@ -23,8 +23,7 @@ from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
 VERSION = 3  # raise it when results would come out different
-PAIRS = 8  # of an order and its reverse in a round of sampling
-WIDTH = 1.96  # standard errors within which a sampled value is known
+ROUND_PAIRS = 8  # of an order and its reverse in a round of sampling
 
 Gains = Float[np.ndarray, "pair player column"]
 
@@ -79,7 +78,7 @@ def sampled(game: Game, tolerance: float, budget: int, seed: int) -> Gains:
     `budget` versions of the prompt are spent.
     """
     generator = np.random.default_rng(seed)
-    size = min(PAIRS, budget // (2 * game.count))
+    size = min(ROUND_PAIRS, budget // (2 * game.count))
     pairs: list[np.ndarray] = []
     seen: set[bytes] = set()
     while True:
@@ -136,7 +135,7 @@ def _summary(game: Game, gains: Gains) -> tuple[np.ndarray, np.ndarray, np.ndarr
     pairs = game.means(gains)  # [pair, player, absence]
     means = pairs.mean(0)
     drawn = np.stack([draw_error(part) for part in game.by_absence(gains.mean(0))], axis=-1)
-    each = WIDTH * np.hypot(pair_error(pairs), drawn)
+    each = NORMAL_95 * np.hypot(pair_error(pairs), drawn)
     error = np.hypot(pair_error(pairs.mean(-1)), np.sqrt((drawn**2).sum(-1)) / drawn.shape[-1])
     return np.stack([means.mean(-1), error]), (means - each).min(-1), (means + each).max(-1), means.T
 

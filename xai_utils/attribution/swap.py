@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from xai_utils.attribution.mixture import Mixture
-from xai_utils.attribution.parts import Pair, Part, pair
+from xai_utils.attribution.parts import Pair, Part, make_pair
 from xai_utils.attribution.subsets import all_subsets, chains, exact_shapley, marginals
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
 VERSION = 1  # raise it when the method would give other numbers
-GROUPS = (4, 3, 2)  # runs of layers: as many as can be enumerated within the budget
-PAIRS = 2  # of orders: the fewest that have a standard error
+LAYER_GROUPS = (4, 3, 2)  # runs of layers: as many as can be enumerated within the budget
+LEAST_PAIRS = 2  # of orders: the fewest that have a standard error
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def swap(
     (Mitchell et al. 2022, arXiv 2104.12199), at least two of them, and states standard errors. `kind` is the target's:
     logprob, logit or contrast. Raises UserError for models of different shapes, texts or answers.
     """
-    both = pair(base, other, base_case, other_case, kind)
+    both = make_pair(base, other, base_case, other_case, kind)
     mixture = _affordable(both, budget)
     count = len(mixture.parts)
     ends, exact = mixture.ends(), 2**count <= budget
@@ -84,7 +84,7 @@ def swap(
 
 def _affordable(both: Pair, budget: int) -> Mixture:
     """The mixture with the most groups of layers that the budget can enumerate, else with the fewest."""
-    for groups in GROUPS:
+    for groups in LAYER_GROUPS:
         mixture = Mixture(both, groups)
         if 2 ** len(mixture.parts) <= budget:
             break
@@ -94,7 +94,7 @@ def _affordable(both: Pair, budget: int) -> Mixture:
 def _sampled(mixture: Mixture, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Shapley values and standard errors over pairs of an order and its reverse, and the mixtures evaluated."""
     count = len(mixture.parts)
-    pairs = max(budget // (2 * (count + 1)), PAIRS)
+    pairs = max(budget // (2 * (count + 1)), LEAST_PAIRS)
     generator = np.random.default_rng(seed)
     orders = np.array([generator.permutation(count) for _ in range(pairs)])
     orders = np.concatenate([orders, orders[:, ::-1]])

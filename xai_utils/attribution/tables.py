@@ -20,7 +20,7 @@ TABLES = ("attributions", "word_scores", "certificates")
 def tables_of(found: Attribution) -> dict[str, pd.DataFrame]:
     """The three tables of one attribution; that of certificates is empty where the method has none."""
     proofs = [found.keys() | certificate_row(found.certificate)] if found.certificate is not None else []
-    return dict(zip(TABLES, map(frame, [token_rows(found), word_rows(found), proofs]), strict=True))
+    return dict(zip(TABLES, map(frame, [position_rows(found), word_rows(found), proofs]), strict=True))
 
 
 def joined(parts: list[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
@@ -46,7 +46,7 @@ def certificate_row(certificate: Certificate) -> dict[str, Any]:
     }
 
 
-def token_rows(found: Attribution) -> list[dict[str, Any]]:
+def position_rows(found: Attribution) -> list[dict[str, Any]]:
     """One row a position."""
     keys, kept = found.keys(), found.sink == "kept"
     return [

@@ -26,10 +26,10 @@ from xai_utils.models.prefix import Prefix
 from xai_utils.text.cases import Case
 
 UNITS = {"logprob": "nats", "logit": "logits", "contrast": "nats", "sum_logits": "logits"}
-KEPT = 8  # times the positions of a pass: those whose keys and values it may hold, 400 MB for the default model
+KEPT_POSITIONS = 8  # times a pass's positions: those whose keys and values it may hold, 400 MB for the default model
 WORTH = 1 / 8  # of a prompt's positions: kept keys and values of fewer cost what they save
 
-Answer = tuple[Tensor, Tensor]  # a string's token ids, and the embeddings of all of them but the last
+AnswerTokens = tuple[Tensor, Tensor]  # a string's token ids, and the embeddings of all of them but the last
 Stems = tuple[Prefix, Tensor]  # beginnings of prompts, and which of them each row of a batch continues
 
 
@@ -74,11 +74,9 @@ def make_target(model: LoadedModel, case: Case, kind: str = "logprob") -> Target
     return Target(kind, f"{text} / {case.contrast}", ids, case.contrast_ids)
 
 
-@torch.no_grad()
 def next_token(model: LoadedModel, case: Case) -> int:
     """The model's own most probable next token."""
-    ids = torch.tensor([case.ids], device=model.device)
-    return int(model.model(input_ids=ids, logits_to_keep=1).logits[0, -1].argmax())
+    return int(model.logits(case.ids)[-1].argmax())
 
 
 class Objective:
@@ -99,7 +97,7 @@ class Objective:
     def batch_size(self, since: int = 0) -> int:
         """Sequences in one pass that starts at position `since`."""
         most = positions(self.model)
-        return max(min(most // (self.length - since), KEPT * most // self.length), 1)
+        return max(min(most // (self.length - since), KEPT_POSITIONS * most // self.length), 1)
 
     def __call__(self, embeds: Tensor) -> Tensor:
         """F [batch] of whole prompts in one pass, as torch and captum differentiate it."""
@@ -186,7 +184,7 @@ class Objective:
         value, other = graphs.replayed(self.model.model, name, function_of, embeds, *flat)
         return value, other
 
-    def _differentiated(self, embeds: Tensor, answers: list[Answer], since: int = 0) -> tuple[Tensor, Tensor]:
+    def _differentiated(self, embeds: Tensor, answers: list[AnswerTokens], since: int = 0) -> tuple[Tensor, Tensor]:
         """Target [batch] and its gradient at `embeds`."""
         leaf = embeds.detach().requires_grad_(True)
         value = self._outcomes(leaf, answers, since)[0]
@@ -195,7 +193,7 @@ class Objective:
     def _outcomes(
         self,
         embeds: Tensor,
-        answers: list[Answer],
+        answers: list[AnswerTokens],
         since: int = 0,
         stems: Stems | None = None,
         seen: Tensor | None = None,
@@ -214,7 +212,7 @@ class Objective:
         return value, own
 
     def _continuation(
-        self, embeds: Tensor, answer: Answer, since: int, stems: Stems | None, seen: Tensor | None
+        self, embeds: Tensor, answer: AnswerTokens, since: int, stems: Stems | None, seen: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         ids, before_last = answer
         fixed = before_last.to(embeds.dtype).expand(len(embeds), -1, -1)
@@ -229,6 +227,6 @@ class Objective:
         return logits.gather(-1, ids.expand(len(embeds), -1)[..., None]).sum((1, 2)), own
 
 
-def _answer(model: LoadedModel, ids: tuple[int, ...]) -> Answer:
+def _answer(model: LoadedModel, ids: tuple[int, ...]) -> AnswerTokens:
     tokens = torch.tensor(ids, device=model.device)
     return tokens, model.embed(tokens[:-1])

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from xai_utils.attribution.target import KEPT, Objective
+from xai_utils.attribution.target import KEPT_POSITIONS, Objective
 from xai_utils.models.batching import ENOUGH
 from xai_utils.models.prefix import Prefix
 
@@ -95,7 +95,9 @@ def branching(kinds: Int[np.ndarray, "row position"], length: int) -> int:
     apart = np.logical_or.accumulate(ordered[1:] != ordered[:-1], axis=1)  # from which position on neighbours differ
     ends = np.arange(1, kinds.shape[1])  # something must be left to pass
     beginnings = 1 + apart[:, ends - 1].sum(0)
-    costs = np.where(beginnings * ends <= KEPT * ENOUGH, beginnings * ends + len(kinds) * (length - ends), np.inf)
+    costs = np.where(
+        beginnings * ends <= KEPT_POSITIONS * ENOUGH, beginnings * ends + len(kinds) * (length - ends), np.inf
+    )
     return int(ends[np.argmin(costs)]) if len(ends) else 0
 
 

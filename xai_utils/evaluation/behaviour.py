@@ -1,20 +1,24 @@
 """What a model does with a prompt: how sure it is of the answer, and how it would go on by itself.
 
 An explanation of an answer that the model would never give explains little, so this stands in front of every other
-table.
+table. A continuation can be explained itself, each token by the prompt and the tokens generated before it; together the
+rows make the matrix continuation x input (as inseq shows it, arXiv 2302.13942).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from xai_utils.attribution.continuation import greedy
+from xai_utils.attribution.target import Target
+from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
-from xai_utils.text.cases import Case
+from xai_utils.text.cases import Case, Token
+from xai_utils.text.tokenise import token_name
 
 VERSION = 1  # raise it when the table would come out different
 CONTINUATION = 8  # tokens of the model's own continuation
@@ -50,8 +54,31 @@ def log_probability(model: LoadedModel, case: Case, ids: tuple[int, ...]) -> flo
     return float(rows.gather(-1, torch.tensor(ids, device=rows.device)[:, None]).sum())
 
 
-@torch.no_grad()
 def _log_probabilities(model: LoadedModel, ids: list[int], keep: int) -> Tensor:
     """Of all tokens at the last `keep` positions, [keep, vocabulary]."""
-    logits = model.model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=keep).logits[0]
-    return logits.double().log_softmax(-1)
+    return model.logits(ids, keep).double().log_softmax(-1)
+
+
+def greedy(model: LoadedModel, case: Case, steps: int) -> list[int]:
+    """The most probable continuation of a prompt, at most `steps` tokens, up to the end of the text."""
+    if steps < 1:
+        raise UserError(f"continuation is {steps} tokens; expected at least 1")
+    ids = list(case.ids)
+    for _ in range(steps):
+        ids.append(int(model.logits(ids)[-1].argmax()))
+        if ids[-1] == model.tokenizer.eos_token_id:
+            break
+    return ids[len(case.ids) :]
+
+
+def unrolled(model: LoadedModel, case: Case, generated: list[int]) -> list[tuple[Case, Target]]:
+    """For each generated token the case that it continues (prompt and what was generated before) and its target."""
+    labels = [token_name(model, token) for token in generated]
+    tokens = [Token(token, label, None, None, "generated") for token, label in zip(generated, labels, strict=True)]
+    return [
+        (
+            dataclasses.replace(case, tokens=(*case.tokens, *tokens[:step]), answer_ids=(token,), contrast_ids=()),
+            Target("logprob", labels[step], (token,)),
+        )
+        for step, token in enumerate(generated)
+    ]

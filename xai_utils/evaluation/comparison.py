@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from xai_utils.attribution.result import Attribution
+from xai_utils.attribution.result import NORMAL_95, Attribution
 from xai_utils.attribution.swap import Swap
 from xai_utils.attribution.tables import frame, word_rows
 from xai_utils.display import Displayed
-from xai_utils.evaluation.statistics import ROUNDING, WIDTH
+from xai_utils.evaluation.statistics import ROUNDING
 from xai_utils.text.alignment import side_by_side
 from xai_utils.text.cases import units
 
@@ -53,7 +53,7 @@ class Comparison(Displayed):
         tables = [frame(word_rows(result)) for result in (self.base, self.other)]
         pairs = side_by_side(pd.concat(tables), *self.labels).sort_values("start", ignore_index=True)
         errors = np.hypot(pairs["error_base"].fillna(0), pairs["error_other"].fillna(0))
-        floor = np.maximum(WIDTH * errors, ROUNDING)
+        floor = np.maximum(NORMAL_95 * errors, ROUNDING)
         change = pairs["score_other"] - pairs["score_base"]
         stands = self._stands(pairs["start"], change.abs() > floor)
         return pd.DataFrame(

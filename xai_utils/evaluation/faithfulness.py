@@ -30,9 +30,9 @@ from xai_utils.evaluation.orders import (
     beam,
     by_score,
     ceiling,
-    grid,
     some_orders,
     span,
+    step_sizes,
 )
 from xai_utils.models.loading import LoadedModel
 from xai_utils.models.visibility import mask_support
@@ -40,11 +40,11 @@ from xai_utils.text.cases import Case, units
 
 VERSION = 2  # raise it when results would come out different
 HIGH = 0.95  # of random orders that a ranking has to pass
-RANDOM = 5040  # orders, all those of seven words, that stand for all of them where every subset's value is known
+RANDOM_ORDERS = 5040  # orders, all those of seven words, that stand for all of them where every subset's value is known
 PART = 4  # of the budget for each absence: there are seven, and most have one draw
-STEPS = 10  # sizes at which a long order is measured, at most
+MOST_SIZES = 10  # sizes at which a long order is measured, at most
 WIDTHS = 8  # of a beam, at most
-KEYS = ["method", "baseline", "sink", "unit"]
+RANKING_KEYS = ["method", "baseline", "sink", "unit"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Deletion:
     def sizes(self) -> np.ndarray:
         """How many words are present at each step of an order: all sizes, or some where the budget is small."""
         count = len(self.words)
-        return grid(count, count if self.exact else min(max(self.budget // (2 * count), 2), STEPS))
+        return step_sizes(count, count if self.exact else min(max(self.budget // (2 * count), 2), MOST_SIZES))
 
     @property
     def search(self) -> str:
@@ -119,7 +119,7 @@ class Deletion:
 
     def _random(self) -> Orders:
         if self.exact:
-            return some_orders(len(self.words), RANDOM, self.seed)
+            return some_orders(len(self.words), RANDOM_ORDERS, self.seed)
         return some_orders(len(self.words), max(self.budget // (4 * len(self.sizes)), 4), self.seed)
 
     def _searched(self, kept: np.ndarray, left: np.ndarray, seen: np.ndarray) -> Span:
@@ -181,13 +181,13 @@ def _rankings(
     place = np.arange(len(rows), dtype=float)
     yield {"method": "first_to_last"} | _none(target), -place
     yield {"method": "last_to_first"} | _none(target), place
-    for values, group in word_scores.groupby(KEYS, sort=False, dropna=False):
+    for values, group in word_scores.groupby(RANKING_KEYS, sort=False, dropna=False):
         if group["word"].tolist() != [unit.text for unit in rows]:
             raise UserError(
                 f"text '{case.text_id}': the word scores of {values[0]} are not those of this text under model "
                 f"'{case.model}'; expected one row for each of its {len(rows)} units; run 02 to 04 again"
             )
-        yield dict(zip(KEYS, map(str, values), strict=True)), group["score"].to_numpy(float)
+        yield dict(zip(RANKING_KEYS, map(str, values), strict=True)), group["score"].to_numpy(float)
 
 
 def _own(name: dict[str, str], absence: str, panel: Sequence[str]) -> bool | None:

@@ -18,14 +18,14 @@ from jaxtyping import Bool, Float
 from scipy.stats import spearmanr
 
 from xai_utils.attribution.mixture import Mixture
-from xai_utils.attribution.parts import pair
+from xai_utils.attribution.parts import make_pair
 from xai_utils.attribution.result import FLOOR
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case
 
 VERSION = 1  # raise it when the test would give other numbers
-OUTSIDE = -1  # stands for the layer of what is outside all layers
+OUTSIDE_LAYER = -1  # stands for the layer of what is outside all layers
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def layer_deletion(
     adds the layer that undoes most. Raises UserError for models that cannot be mixed, scores of other layers, too many
     removed, and a difference that is next to nothing.
     """
-    both = pair(base, other, base_case, other_case, kind)
+    both = make_pair(base, other, base_case, other_case, kind)
     mixture = Mixture(both, groups=base.model.config.get_text_config().num_hidden_layers)
     layers = sorted({layer for part in mixture.parts for layer in part.layers})
     _check(removed, layers, scores)
@@ -127,15 +127,15 @@ def group_scores(path: pd.DataFrame, swapped: pd.DataFrame) -> Float[np.ndarray,
     Both are rows of the tables `swap` and `adapter_path` of one text, pair and target.
     """
     groups = swapped[swapped["kind"] == "layers"]
-    sums = path.assign(layer=path["layer"].fillna(OUTSIDE)).groupby(["half", "layer"])["score"].sum()
+    sums = path.assign(layer=path["layer"].fillna(OUTSIDE_LAYER)).groupby(["half", "layer"])["score"].sum()
     along = [
-        sum(sums.get((half, layer), 0.0) for layer in (*layers, OUTSIDE))
+        sum(sums.get((half, layer), 0.0) for layer in (*layers, OUTSIDE_LAYER))
         for half, layers in zip(groups["half"], groups["layers"], strict=True)
     ]
     return np.array([groups["score"], along], dtype=float)
 
 
-def agreement(path: pd.DataFrame, swapped: pd.DataFrame) -> float:
+def rank_correlation(path: pd.DataFrame, swapped: pd.DataFrame) -> float:
     """Spearman's rank correlation between the two over groups of layers; nan where there are fewer than three."""
     both = group_scores(path, swapped)
     return float(spearmanr(*both).statistic) if both.shape[1] > 2 else float("nan")

@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from xai_utils.attribution.subsets import all_subsets, chains
-
-ROUNDING = 1e-4  # nats or logits: orders closer than this differ by rounding alone
+from xai_utils.evaluation.statistics import ROUNDING
 
 Values = Float[np.ndarray, " subset"]
 Order = Int[np.ndarray, " word"]
@@ -52,13 +51,13 @@ class Span:
         return (sufficiency + comprehensiveness) / 2
 
 
-def words_of(values: Values) -> int:
+def word_count(values: Values) -> int:
     return len(values).bit_length() - 1
 
 
 def span(values: Values) -> Span:
     """Lowest, average and highest order, exact. nan for fewer than two words, where no subset lies between."""
-    count = words_of(values)
+    count = word_count(values)
     if count < 2:
         return Span(np.nan, np.nan, np.nan)
     sizes = all_subsets(count).sum(1)
@@ -74,7 +73,7 @@ def best_order(gains: Values) -> tuple[float, Order]:
     >>> float(total), order.tolist()
     (5.0, [0, 1])
     """
-    count = words_of(gains)
+    count = word_count(gains)
     subsets = all_subsets(count)
     sizes, numbers = subsets.sum(1), np.arange(2**count)
     best, last = np.zeros(2**count), np.zeros(2**count, dtype=np.int64)
@@ -107,7 +106,7 @@ def along(values: Float[np.ndarray, " subset"], orders: Orders) -> Float[np.ndar
 
 def shares(values: Values, orders: Orders, scale: Span | None = None) -> Float[np.ndarray, " order"]:
     """Share of each order: 0 for an average one, 1 for the best; nan for fewer than two words."""
-    if words_of(values) < 2:
+    if word_count(values) < 2:
         return np.full(len(orders), np.nan)
     return (scale or span(values)).share(along(values, orders), along(values, orders[:, ::-1]))
 
@@ -120,8 +119,8 @@ def ceiling(tables: list[Values]) -> tuple[float, Order]:
     """
     known = [(values, scale) for values in tables if not np.isnan((scale := span(values)).share(0.0, 0.0))]
     if not known:
-        return np.nan, np.arange(words_of(tables[0]))
-    count = words_of(tables[0])
+        return np.nan, np.arange(word_count(tables[0]))
+    count = word_count(tables[0])
     gains, constant = np.zeros(2**count), 0.0
     for values, scale in known:
         weights = 2 * len(known) * np.array([scale.high - scale.mean, scale.mean - scale.low])
@@ -147,10 +146,10 @@ def some_orders(count: int, most: int, seed: int) -> Orders:
 # ---- too many words to enumerate
 
 
-def grid(count: int, most: int) -> Int[np.ndarray, " step"]:
+def step_sizes(count: int, most: int) -> Int[np.ndarray, " step"]:
     """Sizes of subsets, at most `most` and evenly spaced, at which a long order's chain is measured.
 
-    >>> grid(5, 10).tolist(), grid(41, 4).tolist()
+    >>> step_sizes(5, 10).tolist(), step_sizes(41, 4).tolist()
     ([1, 2, 3, 4], [8, 16, 25, 33])
     """
     steps = min(most, count - 1)

@@ -21,8 +21,8 @@ from xai_utils.attribution.absence import ABSENCES
 from xai_utils.attribution.masking import Removal
 from xai_utils.attribution.subsets import all_subsets, exact_shapley
 from xai_utils.attribution.target import Target
-from xai_utils.evaluation.orders import Span, by_score, ceiling, shares, span, words_of
-from xai_utils.evaluation.stability import stability
+from xai_utils.evaluation.agreement import stability
+from xai_utils.evaluation.orders import Span, by_score, ceiling, shares, span, word_count
 from xai_utils.evaluation.statistics import interval
 from xai_utils.evaluation.thresholds import COMPETENT, SURE
 from xai_utils.models.loading import LoadedModel
@@ -30,13 +30,13 @@ from xai_utils.text.cases import Case
 
 VERSION = 1  # raise it when results would come out different
 SIZES = (1, 2, 3, 4)  # absences in a candidate
-DRAWS = 8  # of random tokens: more than elsewhere, since all candidates are judged by them
+PANEL_DRAWS = 8  # of random tokens: more than elsewhere, since all candidates are judged by them
 RESAMPLES = 2000
 MEASURES = ("share_other", "stands", "rank_correlation", "same_top")  # of an explanation, each better where higher
 KEEPS = 0.95  # how often a word that stands must keep its sign under an absence that the panel was not asked about
 
-Scores = Float[np.ndarray, " word"]
-Ranking = tuple[str, str, Scores, Sequence[str]]  # method, baseline, scores, the absences that it uses
+WordScores = Float[np.ndarray, " word"]
+Ranking = tuple[str, str, WordScores, Sequence[str]]  # method, baseline, scores, the absences that it uses
 
 
 def subset_values(
@@ -48,7 +48,7 @@ def subset_values(
     """
     tables = []
     for absence in absences:
-        removal = Removal(model, case, target, absence, seed=seed, draws=DRAWS)
+        removal = Removal(model, case, target, absence, seed=seed, draws=PANEL_DRAWS)
         words = [player for player in removal.players if player.is_word]
         values = removal.without(all_subsets(len(words)), words)
         draw, subset = np.meshgrid(range(removal.draws), range(len(values)))
@@ -67,7 +67,7 @@ class Subsets:
 
     @property
     def words(self) -> int:
-        return words_of(next(iter(self.values.values())))
+        return word_count(next(iter(self.values.values())))
 
     @property
     def probability(self) -> float:
@@ -78,16 +78,16 @@ class Subsets:
         return {name: span(values) for name, values in self.values.items()}
 
     @cached_property
-    def shapley(self) -> dict[str, Scores]:
+    def shapley(self) -> dict[str, WordScores]:
         return {name: exact_shapley(values) for name, values in self.values.items()}
 
     @cached_property
-    def ceiling(self) -> tuple[float, Scores]:
+    def ceiling(self) -> tuple[float, WordScores]:
         """The best mean share that one order can have, and scores that give this order."""
         best, order = ceiling(list(self.values.values()))
         return best, -np.argsort(order).astype(float)
 
-    def shares(self, scores: Scores) -> dict[str, float]:
+    def shares(self, scores: WordScores) -> dict[str, float]:
         """Share of a ranking under each absence."""
         order = by_score(scores)[None]
         return {name: float(shares(values, order, self.spans[name])[0]) for name, values in self.values.items()}
@@ -119,7 +119,7 @@ def candidates(cases: Sequence[Subsets], seed: int = 0) -> pd.DataFrame:
         low, high = interval(by_text["share"], seed=seed)
         row = by_text.mean().to_dict() | {"low": low, "high": high, "texts": len(by_text), "cases": len(cases)}
         row["of_ceiling"] = row["share"] / row.pop("ceiling")
-        passes = len(panel) + (DRAWS - 1) * ("sampled" in panel)
+        passes = len(panel) + (PANEL_DRAWS - 1) * ("sampled" in panel)
         rows.append({"panel": " + ".join(panel), "size": len(panel), "passes": passes} | row)
     table = pd.DataFrame(rows).sort_values("share", ascending=False, ignore_index=True)
     return table.assign(chosen=table["panel"] == " + ".join(choice(table)))

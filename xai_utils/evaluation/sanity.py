@@ -22,11 +22,12 @@ from torch import nn
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
-from xai_utils.models.loading import LoadedModel, decoder_layers
+from xai_utils.models.loading import LoadedModel
+from xai_utils.models.watch import decoder_layers
 from xai_utils.text.cases import Case, units
 
 VERSION = 1  # raise it when results would come out different
-Scores = Float[np.ndarray, " word"]
+WordScores = Float[np.ndarray, " word"]
 
 
 def layers(model: nn.Module) -> nn.ModuleList:
@@ -102,7 +103,7 @@ def randomisation(
     return pd.DataFrame(rows)
 
 
-def pooled_correlation(pairs: Sequence[tuple[Scores, Scores]], seed: int = 0) -> tuple[float, float, float]:
+def pooled_correlation(pairs: Sequence[tuple[WordScores, WordScores]], seed: int = 0) -> tuple[float, float, float]:
     """Rank correlation pooled over texts, with its bootstrap 95 % interval over texts (percentile).
 
     Each text's words are ranked among themselves and the ranks centred, so that differences between texts don't count;
@@ -126,14 +127,14 @@ def pooled_correlation(pairs: Sequence[tuple[Scores, Scores]], seed: int = 0) ->
     return found, float(low), float(high)
 
 
-def _moments(a: Scores, b: Scores) -> tuple[float, float, float]:
+def _moments(a: WordScores, b: WordScores) -> tuple[float, float, float]:
     """Sums of products of two methods' centred ranks over the words that both score."""
     both = ~(np.isnan(a) | np.isnan(b))
     ranks = [stats.rankdata(scores[both]) - (both.sum() + 1) / 2 for scores in (a, b)]
     return float(ranks[0] @ ranks[1]), float(ranks[0] @ ranks[0]), float(ranks[1] @ ranks[1])
 
 
-def _words(found: Attribution, case: Case) -> Scores:
+def _words(found: Attribution, case: Case) -> WordScores:
     """A score a word; none of them known where the attribution did not converge."""
     scores = found.word_scores[[unit.is_word for unit in units(case)]]
     return scores if found.certified else np.full_like(scores, np.nan)

@@ -14,12 +14,10 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from xai_utils.text.alignment import PLACE, side_by_side
+from xai_utils.attribution.result import NORMAL_95
+from xai_utils.text.alignment import WORD_KEYS, side_by_side
 
 CASE = ["text", "model", "target", "method", "baseline", "sink"]
-# A sampled score is known to about two standard errors. The quadrature error of a single token is an estimate as well:
-# on paths integrated far more finely the truth was seen to pass it by half.
-WIDTH = 1.96
 LEVEL = 0.05  # of the tests over texts
 FOUND, NONE, UNDECIDED = "difference", "no difference found", "cannot be decided"
 RESOLUTION = 1e-3  # of a text's shares and nats a character: two certified runs on the same tokens part by less
@@ -31,8 +29,7 @@ def certified(scores: pd.DataFrame, certificates: pd.DataFrame) -> pd.DataFrame:
     if certificates.empty:
         return scores
     failed = certificates.loc[~certificates["converged"].astype(bool), CASE].drop_duplicates()
-    marked = scores.merge(failed, on=CASE, how="left", indicator="_found")
-    return marked[marked["_found"] == "left_only"].drop(columns="_found").reset_index(drop=True)
+    return scores.merge(failed, on=CASE, how="left_anti").reset_index(drop=True)
 
 
 def differences(
@@ -47,9 +44,10 @@ def differences(
     """
     pairs = side_by_side(certified(word_scores, certificates), base, other)
     pairs["difference"] = pairs["score_other"] - pairs["score_base"]
-    pairs["floor"] = np.maximum(WIDTH * np.hypot(pairs["error_base"], pairs["error_other"]), ROUNDING)
+    # The quadrature error of a single token is an estimate too: the truth was seen to pass it by half.
+    pairs["floor"] = np.maximum(NORMAL_95 * np.hypot(pairs["error_base"], pairs["error_other"]), ROUNDING)
     pairs["beyond_floor"] = pairs["difference"].abs() > pairs["floor"]
-    place = [*PLACE, "target", "target_text", "method", "sink"]
+    place = [*WORD_KEYS, "target", "target_text", "method", "sink"]
     pairs["sign"] = np.sign(pairs["difference"]) * pairs["beyond_floor"]
     every = pairs.groupby(place, dropna=False)
     over = every.agg(

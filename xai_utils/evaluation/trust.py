@@ -19,10 +19,9 @@ from scipy import stats
 from xai_utils.attribution.absence import PANEL
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.tables import word_rows
-from xai_utils.evaluation.agreement import LEAST
+from xai_utils.evaluation.agreement import LEAST_WORDS, stability_of
 from xai_utils.evaluation.behaviour import behaviour
 from xai_utils.evaluation.faithfulness import faithfulness
-from xai_utils.evaluation.stability import stability_of
 from xai_utils.evaluation.thresholds import (
     ALIKE,
     CHANCE,
@@ -238,6 +237,6 @@ def controlled(found: Attribution, controls: Mapping[str, Attribution]) -> Contr
 def _alike(found: Attribution, other: Attribution) -> float:
     """Rank correlation over the words that both score: words are the same, however a tokenizer cuts them."""
     both = found.words.merge(other.words, left_index=True, right_index=True).dropna(subset=["score_x", "score_y"])
-    if len(both) < LEAST or both["score_x"].nunique() < 2 or both["score_y"].nunique() < 2:
+    if len(both) < LEAST_WORDS or both["score_x"].nunique() < 2 or both["score_y"].nunique() < 2:
         return math.nan
     return float(stats.spearmanr(both["score_x"], both["score_y"]).statistic)

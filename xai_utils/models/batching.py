@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 import psutil
@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from xai_utils.models.loading import LoadedModel
+if TYPE_CHECKING:
+    from xai_utils.models.loading import LoadedModel
 
 ENOUGH = 1024  # positions: large enough for a CPU's matrix product, small in memory
 LARGE = 4096  # positions, on a GPU: below, kernels leave part of it idle in their last round
-LEAST = 256  # positions for each core: a pass of few is bound by reading the weights, which every core does for itself
+LEAST_PER_CORE = 256  # positions: a pass of fewer is bound by reading the weights, which every core does for itself
 SHARE = 0.25  # of the free memory for what a pass keeps: others need some, and torch as much again while it works
 PROBE = 32  # positions of a measured sequence
 PAYS = 0.95  # of the time for a position: what a GPU must fall to for a pass of twice the size
@@ -147,7 +148,7 @@ def cut(rows: int, positions: int, batch_size: int, cores: int) -> tuple[int, in
     ((8, 2), (1, 1), (4, 1))
     """
     rounds = -(-rows // batch_size)
-    cores = max(min(cores, rows * positions // rounds // LEAST, rows // rounds), 1)
+    cores = max(min(cores, rows * positions // rounds // LEAST_PER_CORE, rows // rounds), 1)
     return rounds * cores, cores
 
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xai_utils.errors import UserError
-from xai_utils.models.loading import LoadedModel, decoder_layers
+from xai_utils.models.loading import LoadedModel
+from xai_utils.models.watch import decoder_layers
 
 MLP = re.compile(r"mlp|ffn|feed_?forward|experts|^fc\d|ln_2|final_layer_norm")  # names of what belongs to a layer's MLP
 

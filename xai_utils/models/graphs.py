@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from xai_utils.errors import first_line
 from xai_utils.models import watch
 
-MOST = 32  # recordings of a model
+MOST_RECORDINGS = 32  # recordings of a model
 
 Outputs = tuple[Tensor, ...]
 
@@ -59,7 +59,7 @@ def replayed(model: PreTrainedModel, name: Hashable, function: Callable[..., Out
     key = (name, state, tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs))
     if key not in known:
         known[key] = None
-        while len(known) > MOST:
+        while len(known) > MOST_RECORDINGS:
             known.popitem(last=False)
         return function(*inputs)
     known.move_to_end(key)

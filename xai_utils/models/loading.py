@@ -8,6 +8,7 @@ and no code or pickle that comes with a model is run.
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -87,6 +88,11 @@ class LoadedModel:
         """The vectors that stand for `ids` in the model's `inputs_embeds`."""
         return self._input(ids.to(self.device))
 
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int], keep: int = 1) -> Float[Tensor, "keep vocabulary"]:
+        """The logits behind each of the last `keep` tokens of a prompt, in one pass."""
+        return self.model(input_ids=torch.tensor([list(ids)], device=self.device), logits_to_keep=keep).logits[0]
+
     @cached_property
     def document_start(self) -> int | None:
         """The token id to put in front of a text, or None where the tokenizer puts a special token there itself.
@@ -122,13 +128,6 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
         _move(model, device, entry)
         kernels.choose(model)
     return usable(LoadedModel(entry, model.eval().requires_grad_(False), tokenizer, revision + tokenizer_revision))
-
-
-def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """The name, such as `model.layers`, and the list of the decoder layers: as many as the configuration says."""
-    count = cast(PreTrainedModel, model).config.get_text_config().num_hidden_layers
-    lists = ((name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList))
-    return next(((name, part) for name, part in lists if len(part) == count), None)
 
 
 # ---- from a name to a folder

@@ -9,7 +9,7 @@ not, whole passes are made and a warning says so.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,8 +18,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from xai_utils.models.batching import positions
-from xai_utils.models.loading import LoadedModel
 from xai_utils.models.visibility import position_numbers
+
+if TYPE_CHECKING:
+    from xai_utils.models.loading import LoadedModel
 
 AGREES = 1e-4  # of the largest logit: a whole pass and a continued one differ by rounding alone
 

@@ -7,6 +7,7 @@ very front are padding and are not counted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from xai_utils.models.loading import LoadedModel
+if TYPE_CHECKING:
+    from xai_utils.models.loading import LoadedModel
 
 _tried: WeakKeyDictionary[PreTrainedModel, MaskSupport] = WeakKeyDictionary()
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar, Token
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-
-from xai_utils.models.loading import decoder_layers
 
 _current: ContextVar[Watch | None] = ContextVar("_current", default=None)
 
@@ -78,3 +76,10 @@ class Watch:
                 self._report(self.passes)
 
         return hook
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
+    """The name, such as `model.layers`, and the list of the decoder layers: as many as the configuration says."""
+    count = cast(PreTrainedModel, model).config.get_text_config().num_hidden_layers
+    lists = ((name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList))
+    return next(((name, part) for name, part in lists if len(part) == count), None)

@@ -24,13 +24,15 @@ class Gallery:
         Raises UserError when a file cannot be written.
         """
         if figure is not None:
-            display(save(figure, self.folder / f"{name}.png", alt=plain(said) or f"Figure {name}"), Markdown(said))
+            display(
+                save(figure, self.folder / f"{name}.png", alt=without_markup(said) or f"Figure {name}"), Markdown(said)
+            )
 
 
-def plain(markdown: str) -> str:
+def without_markup(markdown: str) -> str:
     r"""Markdown of a few sentences as text, for an alt text.
 
-    >>> plain("**Paris** is likely (`0.8`).\n\nIt \\*is\\*.")
+    >>> without_markup("**Paris** is likely (`0.8`).\n\nIt \\*is\\*.")
     'Paris is likely (0.8). It *is*.'
     """
     text = re.sub(r"(?<!\\)[*`]+", "", markdown)

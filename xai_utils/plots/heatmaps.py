@@ -30,7 +30,7 @@ LABEL = 22  # letters of a label on the axis of a map
 CELL = 0.26  # inches of a cell with a label of its own, at most
 SCREEN = 3.6  # inches that they take together where they can: a laptop's screen then holds map and controls
 SIDE = 7.5  # inches that they take together at most
-LEAST = 0.11  # inches of a cell, below which only some of the labels are written
+LEAST_CELL = 0.11  # inches of a cell, below which only some of the labels are written
 WEIGHT = PowerNorm(0.5, 0, 1)
 TICKS = [0, 0.01, 0.1, 0.25, 0.5, 1]
 
@@ -45,7 +45,7 @@ def _causal(weights: Float[np.ndarray, "query key"]) -> Float[np.ndarray, "query
 
 def _cell(count: int) -> float:
     """Inches of a cell: small enough for a screen while each can have its label, then for a page."""
-    return min(CELL, max(SCREEN / count, LEAST), SIDE / count)
+    return min(CELL, max(SCREEN / count, LEAST_CELL), SIDE / count)
 
 
 def _labelled(
@@ -58,7 +58,7 @@ def _labelled(
 ) -> AxesImage:
     """A map with cells of `cell` inches, a label at each of them, or at every second, third, ... if they are small."""
     image = axes.imshow(values, cmap=look[0], norm=look[1], interpolation="nearest", aspect="equal")
-    step = max(math.ceil(LEAST / cell), 1)
+    step = max(math.ceil(LEAST_CELL / cell), 1)
     size = min(8.0, 72 * cell * step * 0.75)
     for axis, labels in ((axes.xaxis, columns), (axes.yaxis, rows)):
         places = range(0, len(labels), step)

@@ -30,7 +30,7 @@ from xai_utils.plots.style import OPPOSES, SUPPORTS
 from xai_utils.plots.trust import summary_lines
 from xai_utils.text.words import visible
 
-TOP = 12  # rows of a table that a long text shows at once
+TOP_ROWS = 12  # rows of a table that a long text shows at once
 BLOCKS = 16  # characters of the longest bar in a table
 
 
@@ -112,10 +112,10 @@ def _scores(result: Attribution) -> str:
 
 def _table(heads: Sequence[str], rows: list[list[str]], sizes: ArrayLike) -> str:
     """All rows, or of a long table those of the largest `sizes`, with all of them behind a click."""
-    if len(rows) <= TOP:
+    if len(rows) <= TOP_ROWS:
         return _rows(heads, rows)
     order = np.argsort(-np.nan_to_num(np.abs(np.asarray(sizes, dtype=float)), nan=-1), kind="stable")
-    largest = [rows[index] for index in sorted(order[:TOP])]
+    largest = [rows[index] for index in sorted(order[:TOP_ROWS])]
     every = f"<details><summary>all {len(rows)} rows</summary>{_rows(heads, rows)}</details>"
     return _rows(heads, largest) + every
 

@@ -37,7 +37,7 @@ from xai_utils.plots.style import (
     style,
 )
 
-FIRST, SECOND, BAND = PALETTE[0], PALETTE[1], "#d9d9d9"  # base, other, floor
+BASE_COLOUR, OTHER_COLOUR, BAND = PALETTE[0], PALETTE[1], "#d9d9d9"  # base, other, floor
 CELL = 0.85  # inches of a word's cell in the map of differences
 
 
@@ -61,11 +61,11 @@ def pair(difference: pd.DataFrame, title: str = "") -> Figure:
         fig = figure(8.4, 1.4 + 0.2 * len(lines) + 1.25 * ROW * len(rows))
         left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
         left.hlines(places, rows["score_base"], rows["score_other"], color=BAND, linewidth=2.5, zorder=1)
-        _dots(left, rows["score_base"], None, FIRST, "o", 0.0)
-        _dots(left, rows["score_other"], None, SECOND, "D", 0.0)
+        _dots(left, rows["score_base"], None, BASE_COLOUR, "o", 0.0)
+        _dots(left, rows["score_other"], None, OTHER_COLOUR, "D", 0.0)
         marks = [
             Line2D([], [], marker=marker, color=colour, linestyle="", label=readable(label))
-            for marker, colour, label in (("o", FIRST, base), ("D", SECOND, other))
+            for marker, colour, label in (("o", BASE_COLOUR, base), ("D", OTHER_COLOUR, other))
         ]
         left.legend(handles=marks, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
         left.set_xlabel(f"score ({unit})")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from xai_utils.errors import UserError
 from xai_utils.plots.style import INK, LETTER, NOTHING, OPPOSES, ROW, SUPPORTS, figure, heading, readable, style
 
-STEPS = {
+STEP_NAMES = {
     "tokenizer": "tokenizer, rows untrained",
     "input_rows": "input rows trained",
     "output_rows": "output rows trained",
@@ -64,7 +64,7 @@ def parts(table: pd.DataFrame, title: str = "By part") -> Waterfall:
 
 def steps(table: pd.DataFrame) -> Waterfall:
     """One text's rows of the table `bridge`. Raises UserError for several texts, pairs or targets."""
-    known = STEPS if "tokenizer" in set(table["step"]) else STEPS | ALONE
+    known = STEP_NAMES if "tokenizer" in set(table["step"]) else STEP_NAMES | ALONE
     return _waterfall(table, "By step", [known[step] for step in table["step"]], np.zeros(len(table)))
 
 

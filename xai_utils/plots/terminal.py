@@ -108,14 +108,8 @@ def _part_rows(pair: Comparison) -> list[str]:
 
 def _fitted(texts: Iterable[str]) -> list[str]:
     """Texts in cells of one width, that of the longest but at most NAME."""
-    shown = [visible(text) for text in texts]
-    width = max(min(cell_len(text), NAME) for text in shown)
-    return [_cut(text, width) for text in shown]
-
-
-def _cut(text: str, width: int) -> str:
-    if cell_len(text) > width:
-        while cell_len(text) > width - 1:
-            text = text[:-1]
-        text += "…"
-    return text + " " * (width - cell_len(text))
+    shown = [Text(visible(text)) for text in texts]
+    width = max(min(text.cell_len, NAME) for text in shown)
+    for text in shown:
+        text.truncate(width, overflow="ellipsis", pad=True)
+    return [text.plain for text in shown]

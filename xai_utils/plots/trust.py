@@ -16,11 +16,11 @@ from xai_utils.evaluation.trust import TrustCard
 from xai_utils.plots.style import INK, NOTHING, OPPOSES, SUPPORTS, figure, heading, readable, style
 
 WIDTH = 3.4  # inches of a card
-LEVELS = {"passes": (SUPPORTS, "o"), "doubtful": ("#e08214", "D"), "fails": (OPPOSES, "X"), "unknown": (NOTHING, "s")}
+MARKS = {"passes": (SUPPORTS, "o"), "doubtful": ("#e08214", "D"), "fails": (OPPOSES, "X"), "unknown": (NOTHING, "s")}
 
 
 @dataclass(frozen=True)
-class Line:
+class Check:
     """One check of a card: where its value stands, and what it has to reach. nan where nothing is known."""
 
     name: str
@@ -31,7 +31,7 @@ class Line:
     passes: float  # from it on it passes
 
 
-def lines(card: TrustCard) -> list[Line]:
+def checks(card: TrustCard) -> list[Check]:
     """The checks of a card, each so that more is better."""
     sure, whole, steady, deleted = card.competence, card.completeness, card.stability, card.faithfulness
     missed = math.nan if whole.error is None else 1 - min(whole.error, 1)
@@ -39,23 +39,23 @@ def lines(card: TrustCard) -> list[Line]:
     alike = [value for value in card.controls.correlations.values() if not math.isnan(value)]
     other = 1 - max(alike) if alike else math.nan
     return [
-        Line("answer's probability", sure.probability, f"{sure.probability:.2g}", sure.level, COMPETENT, SURE),
-        Line("sum of scores", missed, exact, whole.level, math.nan, math.nan),
+        Check("answer's probability", sure.probability, f"{sure.probability:.2g}", sure.level, COMPETENT, SURE),
+        Check("sum of scores", missed, exact, whole.level, math.nan, math.nan),
         _line("words of one sign", steady.one_sign, steady.level, TOSSED, STANDS),
         _line("deletion share", deleted.share, deleted.level, CHANCE, FAITHFUL),
-        Line("unlike untrained", other, _digits(other), card.controls.level, 1 - SAME, 1 - CONTROLLED),
+        Check("unlike untrained", other, _digits(other), card.controls.level, 1 - SAME, 1 - CONTROLLED),
     ]
 
 
 def summary_lines(card: TrustCard | None) -> list[str]:
     """What was tested, as lines of text; none without a card."""
-    tested = [line for line in lines(card) if line.level != "unknown"] if card else []
+    tested = [line for line in checks(card) if line.level != "unknown"] if card else []
     return [f"{line.name}: {line.shown} ({line.level})" for line in tested]
 
 
-def _line(name: str, value: float | None, level: str, fails: float, passes: float) -> Line:
+def _line(name: str, value: float | None, level: str, fails: float, passes: float) -> Check:
     known = math.nan if value is None else value
-    return Line(name, known, _digits(known), level, fails, passes)
+    return Check(name, known, _digits(known), level, fails, passes)
 
 
 def _digits(value: float) -> str:
@@ -70,12 +70,12 @@ def cards(by_name: Mapping[str, TrustCard], title: str = "") -> Figure:
         fig = figure(width, 2.3 + 0.2 * len(heads))
         panels = np.atleast_1d(fig.subplots(1, count, sharey=True))
         for axes, (name, card) in zip(panels, by_name.items(), strict=True):
-            _draw(axes, lines(card))
+            _draw(axes, checks(card))
             axes.set_title(readable(name))
-        panels[0].set_yticks(range(5), [line.name for line in lines(next(iter(by_name.values())))])
+        panels[0].set_yticks(range(5), [line.name for line in checks(next(iter(by_name.values())))])
         marks = [
             Line2D([], [], marker=mark, color=colour, linestyle="", label=level)
-            for level, (colour, mark) in LEVELS.items()
+            for level, (colour, mark) in MARKS.items()
         ]
         fig.legend(handles=marks, loc="outside lower left", ncols=4, handletextpad=0.2)
         if heads:
@@ -83,9 +83,9 @@ def cards(by_name: Mapping[str, TrustCard], title: str = "") -> Figure:
     return fig
 
 
-def _draw(axes: Axes, checks: list[Line]) -> None:
+def _draw(axes: Axes, checks: list[Check]) -> None:
     for place, check in enumerate(checks):
-        colour, mark = LEVELS[check.level]
+        colour, mark = MARKS[check.level]
         axes.hlines(place, 0, 1, color="#e6e6e6", linewidth=6, zorder=0)
         if math.isfinite(check.passes):
             axes.hlines(place, check.passes, 1, color="#d1e5f0", linewidth=6, zorder=1)

@@ -27,7 +27,7 @@ VERSION = 1  # raise it when these tables would come out different
 HALF = 0.5
 KEYS = ["study", "text", "model", "role"]
 GROUPED = ["study", "model", "role", "layer", "head", *heads.PLACES, "group", "share", "example"]
-SAME = 1e-9  # nats; two runs of one model on the same tokens differ by nothing
+IDENTICAL = 1e-9  # nats; two runs of one model on the same tokens differ by nothing
 
 
 def head_statistics(book: Explainer) -> pd.DataFrame:
@@ -133,7 +133,7 @@ def change_of_heads(change: pd.DataFrame) -> pd.DataFrame:
     Texts that the two models read alike to the last digit say nothing of where they differ: they are left out and
     counted in `alike`, unless there are no others.
     """
-    differs = change.groupby("text")["divergence"].transform("max") > SAME
+    differs = change.groupby("text")["divergence"].transform("max") > IDENTICAL
     alike = change.loc[~differs, "text"].nunique()
     table = (change[differs] if differs.any() else change).astype({"beyond_floor": "Float64"})
     means = table.groupby(["base", "other", "layer", "head"], as_index=False)[

@@ -29,7 +29,7 @@ from xai_utils.study.explainer import Explainer
 from xai_utils.text.cases import Case
 
 VERSION = (1, swap_of.VERSION, bridge_of.VERSION, path_of.VERSION, layers_of.VERSION)  # raise it as these do theirs
-NAMES = ["study", "text", "base", "other"]
+PAIR_KEYS = ["study", "text", "base", "other"]
 REMOVED = 5  # layers in the deletion test of the adapter path's map
 
 Tables = dict[str, pd.DataFrame]
@@ -72,7 +72,7 @@ def layer_deletions(book: Explainer, base: str, other: str, paths: Tables) -> pd
 
 def by_layer(paths: Tables) -> pd.DataFrame:
     """The maps of `adapter_paths`: the modules of a layer, or of what stands outside the layers, added up by word."""
-    places = [*NAMES, "target", "target_text", "unit", "layer", "order", "word", "start", "end"]
+    places = [*PAIR_KEYS, "target", "target_text", "unit", "layer", "order", "word", "start", "end"]
     summed = paths["adapter_path_words"].groupby(places, sort=False, dropna=False)["score"].sum()
     return summed.reset_index()
 
@@ -80,7 +80,7 @@ def by_layer(paths: Tables) -> pd.DataFrame:
 def layer_agreement(paths: Tables, swapped: pd.DataFrame) -> pd.Series:
     """Rank correlation of the adapter path and a swap over groups of layers, a text each (evaluation/layers.py)."""
     along, groups = (dict(list(table.groupby("text", sort=False))) for table in (paths["adapter_path"], swapped))
-    return pd.Series({text: layers_of.agreement(along[text], groups[text]) for text in along})
+    return pd.Series({text: layers_of.rank_correlation(along[text], groups[text]) for text in along})
 
 
 def asked_for_contrast(book: Explainer) -> Explainer:
@@ -180,5 +180,5 @@ def _deletion(
 
 def _plain(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows without the names of study, text and models, which who asks sets."""
-    table = pd.DataFrame(rows).drop(columns=NAMES, errors="ignore")
+    table = pd.DataFrame(rows).drop(columns=PAIR_KEYS, errors="ignore")
     return table.astype({name: "Int64" for name in ("start", "end", "layer") if name in table})

@@ -8,10 +8,9 @@ from __future__ import annotations
 import pandas as pd
 
 from xai_utils.attribution.target import Target
-from xai_utils.evaluation.agreement import leaderboard, one_setting
+from xai_utils.evaluation.agreement import STABILITY, leaderboard, one_setting, stability_row
 from xai_utils.evaluation.behaviour import behaviour
 from xai_utils.evaluation.faithfulness import faithfulness
-from xai_utils.evaluation.stability import STABILITY, stability_row
 from xai_utils.evaluation.statistics import differences
 from xai_utils.models.loading import LoadedModel
 from xai_utils.study.explainer import Explainer

@@ -32,16 +32,24 @@ from xai_utils.study.results import provenance, write_csv
 from xai_utils.study.store import named
 from xai_utils.study.tables import IG, StudyTables
 from xai_utils.text.cases import Case
-from xai_utils.text.entry import TextEntry
 from xai_utils.text.tokens import tokenization_table
 from xai_utils.text.words import words
 
 FOLDER = ROOT / "report" / "evidence"
-DEFAULT, FURTHER, CORPUS, SHORT = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus", "panel"))
+LEADING, FURTHER, CORPUS, SHORT = (f"studies/{name}.yaml" for name in ("default", "evidence", "corpus", "panel"))
 PARTS = ("panel", "baselines", "sanity", "corpus")
 
 MOST_WORDS = 9  # of a text on which every subset of words is evaluated
-BESIDE = (IG, "fixed_steps", "input_x_gradient", "cp_lrp", "attn_lrp_norm", "sensitivity", "attention", "rollout")
+OTHER_METHODS = (
+    IG,
+    "fixed_steps",
+    "input_x_gradient",
+    "cp_lrp",
+    "attn_lrp_norm",
+    "sensitivity",
+    "attention",
+    "rollout",
+)
 SEQUENCES = 4  # of random tokens, for the sampled baseline
 TRIED = ("zero", "mean", "eos", "space")  # on all texts, beside the study's own
 LIMIT = 200  # gradient evaluations for baselines that are only tried
@@ -61,9 +69,9 @@ def run(only: str | None = None, pairs: int | None = None, folder: Path = FOLDER
     if only in (None, "panel"):
         run_panel(Explainer(short_texts()), folder)
     if only in (None, "baselines"):
-        run_baselines(Explainer(joined(load_study(DEFAULT), load_study(FURTHER))), folder)
+        run_baselines(Explainer(with_texts_of(load_study(LEADING), load_study(FURTHER))), folder)
     if only in (None, "sanity"):
-        run_sanity(Explainer(load_study(DEFAULT)), folder)
+        run_sanity(Explainer(load_study(LEADING)), folder)
     if only in (None, "corpus"):
         run_corpus(Explainer(first_texts(load_study(CORPUS), pairs)), folder)
     return folder
@@ -77,14 +85,9 @@ def short_texts() -> Study:
     return short.model_copy(update={"texts": short.texts + few})
 
 
-def joined(published: Study, further: Study) -> Study:
+def with_texts_of(published: Study, further: Study) -> Study:
     """The published study with the further texts behind its own: same models, same settings."""
     return published.model_copy(update={"texts": published.texts + further.texts, "published": False})
-
-
-def observation(entry: TextEntry) -> str:
-    """The name of a translation pair: that of its first text in the alphabet."""
-    return min(entry.id, entry.pair or entry.id)
 
 
 def first_pairs(study: Study, count: int | None) -> list[str]:
@@ -93,9 +96,9 @@ def first_pairs(study: Study, count: int | None) -> list[str]:
     chosen = []
     for entry in study.texts:
         pairs = seen.setdefault(entry.group, [])
-        if observation(entry) not in pairs:
-            pairs.append(observation(entry))
-        if count is None or pairs.index(observation(entry)) < count:
+        if entry.observation not in pairs:
+            pairs.append(entry.observation)
+        if count is None or pairs.index(entry.observation) < count:
             chosen.append(entry.id)
     return chosen
 
@@ -165,8 +168,8 @@ def run_panel(book: Explainer, folder: Path) -> None:
     publish(rankings(cases, choice(table)), "panel_methods", folder)
     publish(confidence(cases, choice(table)), "panel_confidence", folder)
     publish(provenance(book.study, book.models.values()), "panel_provenance", folder)
-    announce(f"panel: {', '.join(BESIDE)} on the same texts")
-    scores = book.tables(BESIDE, list(dict.fromkeys(case.text for case in cases)))["word_scores"]
+    announce(f"panel: {', '.join(OTHER_METHODS)} on the same texts")
+    scores = book.tables(OTHER_METHODS, list(dict.fromkeys(case.text for case in cases)))["word_scores"]
     publish(rankings(cases, choice(table), scores[scores["is_word"]]), "panel_methods", folder)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from xai_utils.evaluation.agreement import LEAST
+from xai_utils.evaluation.agreement import LEAST_WORDS
 from xai_utils.evaluation.statistics import certified
 
-PLACE = ["text", "model", "baseline", "sink"]
+RUN_KEYS = ["text", "model", "baseline", "sink"]
 
 
 def rank_agreement(word_scores: pd.DataFrame, certificates: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -20,11 +20,11 @@ def rank_agreement(word_scores: pd.DataFrame, certificates: pd.DataFrame, refere
     main = words[(words["baseline"] == reference) & (words["sink"] == "kept")].set_index(key)["score"]
     both = words.join(main.rename("reference"), on=key).dropna(subset="reference")
     rows = [
-        dict(zip(PLACE, keys, strict=True)) | {"spearman": part["score"].corr(part["reference"], method="spearman")}
-        for keys, part in both.groupby(PLACE)
-        if len(part) >= LEAST
+        dict(zip(RUN_KEYS, keys, strict=True)) | {"spearman": part["score"].corr(part["reference"], method="spearman")}
+        for keys, part in both.groupby(RUN_KEYS)
+        if len(part) >= LEAST_WORDS
     ]
-    return pd.DataFrame(rows, columns=[*PLACE, "spearman"])
+    return pd.DataFrame(rows, columns=[*RUN_KEYS, "spearman"])
 
 
 def baseline_table(

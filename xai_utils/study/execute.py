@@ -33,7 +33,7 @@ CELL_SECONDS = 3600
 
 
 @dataclass(frozen=True)
-class Job:
+class NotebookRun:
     """One notebook to execute: its source, where the executed copy goes, the parameters that differ from its own."""
 
     source: Path
@@ -46,7 +46,7 @@ class Job:
 
 
 def execute(
-    job: Job,
+    job: NotebookRun,
     timeout: int = CELL_SECONDS,
     line: Line | None = None,
     kernel: OwnKernel | None = None,
@@ -68,7 +68,9 @@ def execute(
     write_text(job.output, nbformat.writes(notebook) + "\n")
 
 
-def _executed(job: Job, timeout: int, progress: "_Progress", kernel: OwnKernel, debug: bool) -> nbformat.NotebookNode:
+def _executed(
+    job: NotebookRun, timeout: int, progress: "_Progress", kernel: OwnKernel, debug: bool
+) -> nbformat.NotebookNode:
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it says is said once, below
     try:
         kernel.begin()
@@ -110,7 +112,7 @@ class _Engine(NBClientEngine):
 papermill_engines.register("xai", _Engine)
 
 
-def _papermill(job: Job, timeout: int, progress: "_Progress", kernel: OwnKernel) -> nbformat.NotebookNode:
+def _papermill(job: NotebookRun, timeout: int, progress: "_Progress", kernel: OwnKernel) -> nbformat.NotebookNode:
     return papermill.execute_notebook(
         str(job.source),
         None,  # nothing is written until all of it has succeeded
@@ -132,7 +134,7 @@ def _papermill(job: Job, timeout: int, progress: "_Progress", kernel: OwnKernel)
 class _Progress:
     """Counts cells as a person reads them: code cells from 1, without the injected one."""
 
-    def __init__(self, job: Job, line: Line | None) -> None:
+    def __init__(self, job: NotebookRun, line: Line | None) -> None:
         self.name, self.line, self.cells = job.source.name, line, 0
 
     def start(self, cell: nbformat.NotebookNode, **_: Any) -> None:

@@ -19,12 +19,12 @@ import pandas as pd
 
 from xai_utils.attribution import integrated_gradients
 from xai_utils.attribution.absence import with_common_mean
-from xai_utils.attribution.continuation import greedy, unrolled
 from xai_utils.attribution.methods import method_named
 from xai_utils.attribution.result import Attribution
 from xai_utils.attribution.tables import certificate_row, joined, tables_of
 from xai_utils.attribution.target import Target, make_target
 from xai_utils.errors import UserError
+from xai_utils.evaluation.behaviour import greedy, unrolled
 from xai_utils.files import locate, write_text
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, load

@@ -11,7 +11,7 @@ from xai_utils.study.tables import StudyTables
 from xai_utils.text.words import normalise
 
 
-def results(found: StudyTables, text: str, method: str) -> dict[str, Attribution]:
+def results_of(found: StudyTables, text: str, method: str) -> dict[str, Attribution]:
     """One method's scores of a text, a result a model; models without scores are left out."""
     entry = next(entry for entry in found.study.texts if entry.id == text)
     scores, proofs = (found.chosen(name, method) for name in ("word_scores", "certificates"))
@@ -24,12 +24,12 @@ def results(found: StudyTables, text: str, method: str) -> dict[str, Attribution
     return made
 
 
-def cards(found: StudyTables, text: str, method: str) -> dict[str, TrustCard]:
+def cards_of(found: StudyTables, text: str, method: str) -> dict[str, TrustCard]:
     """The trust cards of one text under the models of the pair; controls are the study's control models.
 
     A model whose behaviour is not in the tables has no card.
     """
-    every = results(found, text, method)
+    every = results_of(found, text, method)
     controls = {model.label for model in found.study.models if model.role == "control"} & every.keys()
     made = {}
     for label in found.pair:

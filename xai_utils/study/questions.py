@@ -15,7 +15,7 @@ import pandas as pd
 
 from xai_utils.evaluation.statistics import FOUND, RESOLUTION, UNDECIDED, corrected, paired_test
 from xai_utils.study import measures
-from xai_utils.study.measures import PLACE, Measure
+from xai_utils.study.measures import INDEX, Measure
 from xai_utils.study.tables import IG, ORIGINAL, StudyTables, preferred
 
 HOLDS, FAILS = "holds", "does not hold"
@@ -56,8 +56,8 @@ QUESTIONS = (
     Question("original_word", measures.original_word, False, "word", 1, methods=(PREFERRED, "ablation")),
     Question("first_position", measures.first_position, False, "first", -1, -1.0, (ORIGINAL,)),
     Question("swings", measures.swings, False, "swings", 1, methods=("sensitivity",)),
-    Question("first_head_sink", measures.first_head("sink"), False, "bulk", 1, HALF),
-    Question("first_head_own", measures.first_head("diagonal"), False, "own", -1, DIAGONAL),
+    Question("first_head_sink", measures.of_first_head("sink"), False, "bulk", 1, HALF),
+    Question("first_head_own", measures.of_first_head("diagonal"), False, "own", -1, DIAGONAL),
     Question("first_head_local", measures.local, False, "whole", -1),
     Question("attention_evenness", measures.attention_evenness, True, "peaks", 1),
     Question("sink", measures.sink, True),
@@ -73,11 +73,6 @@ def verdict(sign: int, difference: float, found: str) -> str:
     if not sign:
         return found
     return UNDECIDED if found != FOUND else HOLDS if np.sign(difference) == sign else FAILS
-
-
-def units(found: StudyTables) -> dict[str, str]:
-    """What counts as one observation: a text, or the two texts of a translation pair together."""
-    return {text.id: min(text.id, text.pair or text.id) for text in found.study.texts}
 
 
 def tests(found: StudyTables) -> pd.DataFrame:
@@ -125,12 +120,12 @@ def _measured(found: StudyTables, question: Question, method: str, other: str | 
         return pd.DataFrame()
     if values.empty:
         return pd.DataFrame()
-    wide = values.rename_axis(PLACE).unstack("model")
+    wide = values.rename_axis(INDEX).unstack("model")
     labels = [label for label in (found.base, other) if label in wide]
     if question.paired and len(labels) < 2:
         return pd.DataFrame()
     wide = wide[labels].dropna()
-    return wide.groupby(wide.index.map(units(found))).mean()
+    return wide.groupby(wide.index.map({text.id: text.observation for text in found.study.texts})).mean()
 
 
 def _tested(question: Question, wide: pd.DataFrame, seed: int) -> dict[str, object]:

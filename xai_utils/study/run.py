@@ -20,7 +20,7 @@ from xai_utils.evaluation.thresholds import COMPETENT
 from xai_utils.files import ROOT, locate
 from xai_utils.study import results
 from xai_utils.study.config import Study, load_study
-from xai_utils.study.execute import CELL_SECONDS, Job, execute, headings
+from xai_utils.study.execute import CELL_SECONDS, NotebookRun, execute, headings
 from xai_utils.study.kernel import OwnKernel, kernels
 from xai_utils.study.leftovers import Leftovers
 from xai_utils.study.progress import Line
@@ -37,7 +37,7 @@ def run(
     debug: bool = False,
     kernel: Callable[[], OwnKernel] | None = None,
     notebooks: Path = NOTEBOOKS,
-) -> list[Job]:
+) -> list[NotebookRun]:
     """Execute a study's notebooks, or those that `only` names by number.
 
     `settings` are `key=value` for the notebooks' own parameters; `timeout` is in seconds a cell; with `fresh` each
@@ -68,7 +68,7 @@ def plan(
     only: Sequence[str],
     settings: Sequence[str],
     notebooks: Path = NOTEBOOKS,
-) -> list[Job]:
+) -> list[NotebookRun]:
     """What is to be executed, with every parameter checked before anything starts. Raises UserError."""
     sources = select(only, notebooks, study.notebooks)
     declared = {source: papermill.inspect_notebook(source) for source in sources}
@@ -82,7 +82,7 @@ def plan(
                 raise UserError(f"{source.name}: has no parameter 'study'; declare it in the cell tagged 'parameters'")
             parameters["study"] = _portable(locate(study_file))
         folder = notebooks if own and not given else own_folder(study) / "notebooks"
-        jobs.append(Job(source, folder / source.name, parameters))
+        jobs.append(NotebookRun(source, folder / source.name, parameters))
     return jobs
 
 

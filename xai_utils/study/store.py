@@ -28,7 +28,7 @@ from xai_utils.study.results import versions
 from xai_utils.text.cases import Case
 
 VERSION = 1  # raise it when what all functions share (tokens, words, targets, absences) would give other numbers
-NAMES = ("study", "text", "model", "role", "base", "other")  # columns that are never kept
+KEY_COLUMNS = ("study", "text", "model", "role", "base", "other")  # columns that are never kept
 
 Table = pd.DataFrame
 Result = Attribution | Table | dict[str, Table]
@@ -190,7 +190,7 @@ def _restored(value: Any) -> Any:
 
 def _columns(table: Table) -> dict[str, Any]:
     """Each column's type and values, null where there is none; keys left out."""
-    kept = [column for column in table.columns if column not in NAMES]
+    kept = [column for column in table.columns if column not in KEY_COLUMNS]
     values = {name: table[name].astype(object).where(table[name].notna(), None).tolist() for name in kept}
     return {str(name): [str(table[name].dtype), values[name]] for name in kept}
 

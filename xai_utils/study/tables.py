@@ -16,7 +16,7 @@ from xai_utils.evaluation.statistics import certified
 from xai_utils.study.config import Study
 from xai_utils.study.results import folders, read_table
 
-BESIDE = {  # what the makers of an adapter may leave beside it, and the columns that are read
+BESIDE_ADAPTERS = {  # what the makers of an adapter may leave beside it, and the columns that are read
     "evaluation": ("model", "language", "kind", "tokens_per_word", "tokens_of_base", "bits_per_character")
     + ("bits_per_character_of_base",),
     "samples": ("model", "prompt", "continuation"),
@@ -24,7 +24,7 @@ BESIDE = {  # what the makers of an adapter may leave beside it, and the columns
 NEEDED = ("tokenization", "word_scores", "attributions", "certificates")
 IG, ORIGINAL = "integrated_gradients", "fixed_steps"
 PANEL_METHOD = "panel_shapley"
-CEILING, RANDOM = "ceiling", "random"  # rows of the table that are no method's
+CEILING = "ceiling"  # rows of the table that are no method's
 CONTROLS = ("first_to_last", "last_to_first")
 UNSIGNED = {"sensitivity", "attention", "rollout", "attn_lrp_norm"}  # scores without a direction
 
@@ -119,7 +119,7 @@ def read_tables(study: Study) -> StudyTables:
     needed = {name: read_table(study, name) for name in NEEDED}
     others = {path.name for path in folders(study).data.iterdir() if any(path.glob("[!.]*.parquet"))} - set(NEEDED)
     tables = needed | {name: read_table(study, name) for name in sorted(others)}
-    return StudyTables(study, tables | {name: beside_adapters(study, name) for name in BESIDE})
+    return StudyTables(study, tables | {name: beside_adapters(study, name) for name in BESIDE_ADAPTERS})
 
 
 def beside_adapters(study: Study, name: str) -> pd.DataFrame:
@@ -131,7 +131,7 @@ def beside_adapters(study: Study, name: str) -> pd.DataFrame:
     for entry in study.models:
         if entry.adapter and entry.role == "adapted":
             table = _read_csv(entry.path(entry.adapter) / "tables" / f"{name}.csv")
-            if set(BESIDE[name]) <= set(table.columns):
+            if set(BESIDE_ADAPTERS[name]) <= set(table.columns):
                 found.append(table.assign(label=entry.label))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
@@ -156,7 +156,7 @@ def board(found: StudyTables) -> pd.DataFrame:
     columns = ["method", "other", "own", "cases", "control"]
     if table.empty:
         return pd.DataFrame(columns=columns)
-    rows = table[table["model"].isin(found.pair) & ~table["method"].isin([CEILING, RANDOM])].dropna(subset="share")
+    rows = table[table["model"].isin(found.pair) & (table["method"] != CEILING)].dropna(subset="share")
     ranked = []
     for method, part in rows.groupby("method", sort=False):
         own = part["own"].fillna(False).astype(bool)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from xai_utils.errors import UserError
 
-PLACE = ["text", "word", "start", "end"]
+WORD_KEYS = ["text", "word", "start", "end"]
 SETTING = ["target", "target_text", "method", "baseline", "sink", "unit", "additive"]
 
 
@@ -30,9 +30,12 @@ def side_by_side(word_scores: pd.DataFrame, base: str, other: str) -> pd.DataFra
     for text in sorted(set(left["text"]) & set(right["text"])):
         _check_same(left[left["text"] == text], right[right["text"] == text], text, base, other)
     ranges = [name for name in ("low", "high") if name in words]
-    columns = ["study", *PLACE, *SETTING, "score", "error", "pieces", *ranges]
+    columns = ["study", *WORD_KEYS, *SETTING, "score", "error", "pieces", *ranges]
     joined = left[columns].merge(
-        right[columns].drop(columns="study"), on=[*PLACE, *SETTING], suffixes=("_base", "_other"), validate="one_to_one"
+        right[columns].drop(columns="study"),
+        on=[*WORD_KEYS, *SETTING],
+        suffixes=("_base", "_other"),
+        validate="one_to_one",
     )
     return joined.assign(base=base, other=other)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from xai_utils.errors import UserError
 from xai_utils.text.entry import Reading, TextEntry
-from xai_utils.text.tokenise import chat, continuation_ids, labels, plain, token_name
+from xai_utils.text.tokenise import chat_ids, continuation_ids, labels, plain_ids, token_name
 from xai_utils.text.words import Word, normalise, words
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def prepare(model: LoadedModel, entry: TextEntry, reading: Reading, study: str =
     Raises UserError where the text does not fit the model's positions or an answer cannot be written in its vocabulary.
     """
     text = normalise(entry.text, reading.normalisation)
-    ids, spans = chat(model.tokenizer, text) if entry.chat else plain(model, text, reading.prefix)
+    ids, spans = chat_ids(model.tokenizer, text) if entry.chat else plain_ids(model, text, reading.prefix)
     cut = max(len(ids) - reading.max_tokens, 0)
     if cut:
         ids, spans = ids[: reading.max_tokens], spans[: reading.max_tokens]

@@ -32,6 +32,11 @@ class TextEntry(Entry):
     chat: Flag = False
     target: TargetKind | None = None  # instead of the study's
 
+    @property
+    def observation(self) -> str:
+        """What counts once in a test over texts: the text, or its translation pair, by the first of both ids."""
+        return min(self.id, self.pair or self.id)
+
     @model_validator(mode="after")
     def _contrast_differs(self) -> Self:
         if self.contrast is not None and self.contrast == self.answer:

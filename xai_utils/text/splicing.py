@@ -13,7 +13,7 @@ from xai_utils.text.cases import Case
 
 
 @dataclass(frozen=True)
-class Reading:
+class Segment:
     """A stretch of the prompt that can be read by either tokenizer: whole words, with the white space in front.
 
     `start` and `end` are characters of the words, None for special tokens in front of or behind the text. `positions`
@@ -26,7 +26,7 @@ class Reading:
     positions: tuple[range, range]
 
 
-def readings(base: Case, other: Case) -> list[Reading]:
+def segments(base: Case, other: Case) -> list[Segment]:
     """The whole prompt as readings, in order. Raises UserError for two texts, or one that was cut to `max_tokens`."""
     if base.text != other.text:
         raise UserError(f"text '{base.text_id}' differs between '{base.model}' and '{other.model}'; expected one text")
@@ -71,12 +71,12 @@ def _joined(cuts: list[int], text: str) -> list[tuple[int, int]]:
     return list(zip(kept, kept[1:], strict=False))
 
 
-def _between(case: Case, start: int, end: int, positions: tuple[range, range]) -> Reading:
+def _between(case: Case, start: int, end: int, positions: tuple[range, range]) -> Segment:
     inside = [word for word in case.words if start <= word.start and word.end <= end]
     first, last = inside[0].start, inside[-1].end
-    return Reading(case.text[first:last], first, last, positions)
+    return Segment(case.text[first:last], first, last, positions)
 
 
-def _special(name: str, one: range, two: range) -> list[Reading]:
+def _special(name: str, one: range, two: range) -> list[Segment]:
     """Special tokens as one reading, none where there are none."""
-    return [Reading(name, None, None, (one, two))] if one or two else []
+    return [Segment(name, None, None, (one, two))] if one or two else []

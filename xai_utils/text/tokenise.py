@@ -50,7 +50,7 @@ def token_name(model: LoadedModel, token: int) -> str:
     return characters(str(model.tokenizer.decode([token])))
 
 
-def plain(model: LoadedModel, text: str, prefix: str) -> tuple[list[int], list[tuple[int, int] | None]]:
+def plain_ids(model: LoadedModel, text: str, prefix: str) -> tuple[list[int], list[tuple[int, int] | None]]:
     """Token ids of a text and the characters that each covers, None for a special token, behind the prefix."""
     encoded = model.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids, special = list(encoded["input_ids"]), encoded["special_tokens_mask"]
@@ -65,7 +65,7 @@ def plain(model: LoadedModel, text: str, prefix: str) -> tuple[list[int], list[t
     return ids, spans
 
 
-def chat(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int] | None]]:
+def chat_ids(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int] | None]]:
     """Token ids and characters of a text as a user's turn in the chat template. Raises UserError without a template."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(

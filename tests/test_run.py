@@ -278,7 +278,7 @@ def test_what_a_kernel_says_of_its_progress_is_shown_and_not_kept(book, notebook
     )
     said = []
     (job,) = run(study, notebooks=notebooks)
-    with held(tmp_path / "model", 3):
+    with held(tmp_path / "model", said):
         execute(job, line=Told(said))
     cells = [cell for cell in nbformat.read(job.output, as_version=4).cells if cell.cell_type == "code"]
     assert not any(cell.outputs for cell in cells[:-1])
@@ -293,14 +293,18 @@ def test_what_a_kernel_says_of_its_progress_is_shown_and_not_kept(book, notebook
 
 
 @contextmanager
-def held(target: Path, seconds: float):
-    """The lock of a target is another's until that many seconds after the first that asks for it."""
+def held(target: Path, said: list[dict]):
+    """The lock of a target is another's until somebody has said that he waits."""
     lock = FileLock(target.with_name(f".lock-{target.name}"), thread_local=False)
     lock.acquire()
-    later = threading.Timer(seconds, lock.release)
-    later.start()
+
+    def release() -> None:
+        while not any("notice" in message for message in said):
+            time.sleep(0.05)
+        lock.release()
+
+    threading.Thread(target=release, daemon=True).start()
     yield
-    later.join()
 
 
 class Told(Line):

@@ -19,6 +19,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
+from tests.kills import kills
 from xai_utils.__main__ import app, main
 from xai_utils.attribution.methods import METHODS
 from xai_utils.errors import UserError
@@ -518,6 +519,32 @@ def test_what_a_killed_process_has_left_goes(book, notebooks, runs, study):
     kept = [file for file in mine if "kernels" not in file.parts]
     assert left == sorted([*kept, Path(f"cache/ab/.new-{gone.pid}-x1y2.json")])
     assert not (runs / "mine/kernels").exists()
+
+
+WORKS = """
+import os, time
+import pandas as pd
+from pathlib import Path
+from xai_utils.files import write_text
+from xai_utils.study import results
+from xai_utils.study.config import load_study
+mine = load_study(study)
+for place in range(20):
+    kept = results.folders(mine).cache / f"{NUMBER}-{place}.json"
+    if not kept.exists():
+        time.sleep(0.05)
+        write_text(kept, str(place) * 10000)
+results.write_table(pd.DataFrame({"place": range(1000)}), mine, "scores", NUMBER)
+results.publish(pd.DataFrame({"place": range(1000)}), mine, f"scores_{NUMBER}")
+print(len(list(results.folders(mine).cache.glob(f"{NUMBER}-*"))))
+"""
+
+
+def test_killed_at_random_moments_a_run_goes_on_and_ends_in_the_same_bytes(book, notebooks, study, tmp_path):
+    """Light notebooks, so that five kills take seconds; `python -m tests.kills 50` does it with the kit's own."""
+    for name in ("01_a", "02_b"):
+        book(name, f"NUMBER = {name[:2]!r}{WORKS}")
+    kills(study, tmp_path / "home", notebooks, 5, seed=20)
 
 
 def test_the_file_that_is_written_is_named_as_what_goes(tmp_path):

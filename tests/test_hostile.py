@@ -131,6 +131,11 @@ def test_what_cannot_be_compared_is_left_out_and_said(made):
     assert "long,cut off under base" in why and "letter,cut" not in why
 
 
+def test_what_was_not_asked_for_is_not_shown(made):
+    assert (made / "figs/04_methods.png").exists() and not (made / "figs/04_noise.png").exists()
+    assert "sensitivity" not in Page((made / "report/site/index.html").read_text(encoding="utf-8")).text
+
+
 def test_nobody_s_machine_and_no_progress_is_in_a_notebook(made):
     for path in (made / "notebooks").glob("*.ipynb"):
         raw = path.read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """A study that changes on one cache: every table is that of a fresh cache, and no name comes out of the store."""
 
 import dataclasses
+import shutil
 
 import pandas as pd
 import pytest
@@ -48,14 +49,20 @@ CHANGES = {
 }
 
 
-@pytest.fixture
-def everything(monkeypatch):
+@pytest.fixture(scope="module")
+def patch():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def everything(patch):
     """All tables that a study's notebooks and the long studies keep, from the cache under a folder."""
     loaded = {seed: tiny_loaded("llama", seed=seed) for seed in (0, 1)}
-    monkeypatch.setattr(explainer, "load", lambda entry: dataclasses.replace(loaded[WEIGHTS[entry.label]], entry=entry))
+    patch.setattr(explainer, "load", lambda entry: dataclasses.replace(loaded[WEIGHTS[entry.label]], entry=entry))
 
     def _everything(study: Study, runs) -> dict[str, pd.DataFrame]:
-        monkeypatch.setenv("XAI_RUNS", str(runs))
+        patch.setenv("XAI_RUNS", str(runs))
         book = Explainer(study)
         base, *others = book.models
         first = study.texts[0].id
@@ -76,9 +83,17 @@ def everything(monkeypatch):
     return _everything
 
 
+@pytest.fixture(scope="module")
+def before(everything, tmp_path_factory):
+    """The folder of a run of the study as it was."""
+    folder = tmp_path_factory.mktemp("before")
+    everything(BEFORE, folder)
+    return folder
+
+
 @pytest.mark.parametrize("change", CHANGES)
-def test_every_table_is_that_of_a_fresh_cache(everything, change, tmp_path):
-    everything(BEFORE, tmp_path / "kept")
+def test_every_table_is_that_of_a_fresh_cache(everything, before, change, tmp_path):
+    shutil.copytree(before, tmp_path / "kept")
     found, fresh = (everything(CHANGES[change], tmp_path / runs) for runs in ("kept", "fresh"))
     for name, table in fresh.items():
         assert len(table) and table.notna().any(axis=None), name
@@ -96,9 +111,8 @@ def test_names_cost_no_second_computation_and_stand_in_no_file(everything, tmp_p
     assert not any(name in text for name in ("zz", '"twin"', '"base"', '"role"'))
 
 
-def test_each_name_is_the_asking_study_s(everything, tmp_path):
-    everything(BEFORE, tmp_path)
-    tables = everything(study("copy", ("start", "changed"), SWAPPED), tmp_path)
+def test_each_name_is_the_asking_study_s(everything, before):
+    tables = everything(study("copy", ("start", "changed"), SWAPPED), before)
     for name, table in tables.items():
         assert set(table["study"]) == {"copy"}, name
         for column in {"model", "base", "other"} & set(table):

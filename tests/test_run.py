@@ -13,12 +13,14 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 from filelock import FileLock
 from jupyter_core.paths import jupyter_runtime_dir
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
+from tests.kills import SURVIVES, kills
 from xai_utils.__main__ import app, main
 from xai_utils.attribution.methods import METHODS
 from xai_utils.errors import UserError
@@ -285,7 +287,7 @@ def test_what_a_kernel_says_of_its_progress_is_shown_and_not_kept(book, notebook
     )
     said = []
     (job,) = run(study, notebooks=notebooks)
-    with held(tmp_path / "model", 3):
+    with held(tmp_path / "model", said):
         execute(job, line=Told(said))
     cells = [cell for cell in nbformat.read(job.output, as_version=4).cells if cell.cell_type == "code"]
     assert not any(cell.outputs for cell in cells[:-1])
@@ -300,14 +302,18 @@ def test_what_a_kernel_says_of_its_progress_is_shown_and_not_kept(book, notebook
 
 
 @contextmanager
-def held(target: Path, seconds: float):
-    """The lock of a target is another's until that many seconds after the first that asks for it."""
+def held(target: Path, said: list[dict]):
+    """The lock of a target is another's until somebody has said that he waits."""
     lock = FileLock(target.with_name(f".lock-{target.name}"), thread_local=False)
     lock.acquire()
-    later = threading.Timer(seconds, lock.release)
-    later.start()
+
+    def release() -> None:
+        while not any("notice" in message for message in said):
+            time.sleep(0.05)
+        lock.release()
+
+    threading.Thread(target=release, daemon=True).start()
     yield
-    later.join()
 
 
 class Told(Line):
@@ -420,8 +426,10 @@ def test_results_that_cannot_be_written(book, notebooks, runs, study):
         run(study, notebooks=notebooks)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_the_old_output_and_no_kernel(book, notebooks, runs, study, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "more"), [(signal.SIGINT, ["--workers", "2"]), (signal.SIGTERM, [])], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_an_interrupted_run_leaves_the_old_output_and_no_kernel(book, notebooks, runs, study, tmp_path, number, more):
     pid_file = tmp_path / "pid"
     book("01_a", f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(120)")
     out = runs / "mine/notebooks/01_a.ipynb"
@@ -431,32 +439,30 @@ def test_an_interrupted_run_leaves_the_old_output_and_no_kernel(book, notebooks,
 import sys; from pathlib import Path; from xai_utils import __main__
 from xai_utils.study import run
 run.run.__defaults__ = (*run.run.__defaults__[:-1], Path({str(notebooks)!r}))
-sys.exit(__main__.main(["run", "--study", {str(study)!r}]))
+sys.exit(__main__.main(["run", "--study", {str(study)!r}, *{more!r}]))
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 60
     while not pid_file.exists() or not pid_file.read_text():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
-    process.send_signal(number)
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, number)  # as a terminal does
     _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "Traceback" not in errors
-    assert errors.splitlines()[-1].startswith("stopped; what was computed is kept: run the same command again")
+    assert "Traceback" not in errors and "leaked" not in errors
+    first, last = errors.split("\n\n")  # the line of progress is ended first
+    assert all(line.startswith("01_a (1 of 1), ") for line in first.splitlines())
+    assert last == "stopped; what was computed is kept: run the same command again and it goes on\n"
+    assert not psutil.wait_procs(started, timeout=SURVIVES)[1]
     assert process.returncode == 128 + number and not (runs / "mine/kernels").exists()
     assert [path.name for path in out.parent.iterdir()] == ["01_a.ipynb"] and out.read_text() == "old"
-    kernel = int(pid_file.read_text())
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{kernel}").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    with pytest.raises(ProcessLookupError):
-        os.kill(kernel, 0)
 
 
 WRITES = """
@@ -521,6 +527,32 @@ def test_what_a_killed_process_has_left_goes(book, notebooks, runs, study):
     kept = [file for file in mine if "kernels" not in file.parts]
     assert left == sorted([*kept, Path(f"cache/ab/.new-{gone.pid}-x1y2.json")])
     assert not (runs / "mine/kernels").exists()
+
+
+WORKS = """
+import os, time
+import pandas as pd
+from pathlib import Path
+from xai_utils.files import write_text
+from xai_utils.study import results
+from xai_utils.study.config import load_study
+mine = load_study(study)
+for place in range(20):
+    kept = results.folders(mine).cache / f"{NUMBER}-{place}.json"
+    if not kept.exists():
+        time.sleep(0.05)
+        write_text(kept, str(place) * 10000)
+results.write_table(pd.DataFrame({"place": range(1000)}), mine, "scores", NUMBER)
+results.publish(pd.DataFrame({"place": range(1000)}), mine, f"scores_{NUMBER}")
+print(len(list(results.folders(mine).cache.glob(f"{NUMBER}-*"))))
+"""
+
+
+def test_killed_at_random_moments_a_run_goes_on_and_ends_in_the_same_bytes(book, notebooks, study, tmp_path):
+    """Light notebooks, so that five kills take seconds; `python -m tests.kills 50` does it with the kit's own."""
+    for name in ("01_a", "02_b"):
+        book(name, f"NUMBER = {name[:2]!r}{WORKS}")
+    kills(study, tmp_path / "home", notebooks, 5, seed=20)
 
 
 def test_the_file_that_is_written_is_named_as_what_goes(tmp_path):

@@ -90,7 +90,7 @@ def pictures(body: str, folder: Path) -> str:
         data = base64.b64decode(found["data"])
         name = f"figs/{hashlib.sha256(data).hexdigest()[:16]}.{found['kind']}"
         write_whole(folder / name, lambda file: file.write_bytes(data))
-        return f'<a href="{name}"><img{found["before"]}src="{name}"{found["after"]}loading="lazy"></a>'
+        return f'<a href="{name}"><img{found["before"]}src="{name}"{found["after"]}></a>'
 
     pattern = r'<img(?P<before>[^>]*?)src="data:image/(?P<kind>png|jpeg);base64,(?P<data>[^"]*)"(?P<after>[^>]*?)/?>'
     return re.sub(pattern, outside, body)

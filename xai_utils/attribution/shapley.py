@@ -21,6 +21,7 @@ from xai_utils.attribution.result import FLOOR, Attribution, Certificate, from_w
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
+from xai_utils.models.watch import came_to
 from xai_utils.text.cases import Case
 
 VERSION = 3  # raise it when results would come out different
@@ -147,7 +148,9 @@ def sampled(game: Game, tolerance: float, budget: int, seed: int) -> Gains:
             break
         gains = _marginals(game, np.concatenate([orders, orders[:, ::-1]]), masks)
         pairs += list((gains[:size] + gains[size:]) / 2)
-        if small(pair_error(game.means(np.array(pairs)).mean(-1)), game.ends(), tolerance):
+        error, ends = pair_error(game.means(np.array(pairs)).mean(-1)), game.ends()
+        came_to(float(error.max()) / max(abs(ends[0].mean() - ends[1].mean()), FLOOR), tolerance)
+        if small(error, ends, tolerance):
             break
     return np.array(pairs)
 

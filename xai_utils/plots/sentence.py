@@ -81,7 +81,9 @@ def shown_rows(result: Attribution) -> list[int]:
 def title_of(result: Attribution) -> str:
     """What is explained, how, and under which model, in one line."""
     absent = f" ({result.baseline})" if result.baseline not in ("", "panel") else ""
-    return f"{result.case.model}: {method_name(result.method)}{absent}, {result.target.kind} of “{result.target.text}”"
+    what = f"{result.case.model}: {method_name(result.method)}{absent}, {result.target.kind} of “{result.target.text}”"
+    sure = result.trust and result.target.ids and result.trust.competence.probability
+    return f"{what} (the answer's probability {sure:.2g})" if sure else what
 
 
 def value_of(result: Attribution, row: int) -> str:
@@ -107,13 +109,13 @@ def bar(score: float, reach: float, length: int) -> str:
 
 
 def change_mark(change: float, floor: float, stands: Any, reach: float, length: int) -> str:
-    """What stands behind a difference: its bar and whether it stands, or that it is no more than the errors.
+    """What stands behind a difference: its bar and whether it stands, or that it is too small to count.
 
     >>> change_mark(1.0, 0.1, True, 2.0, 4), change_mark(0.1, 0.2, False, 2.0, 4)
-    ('██ stands', 'within the error')
+    ('██ stands', 'too small to count')
     """
     if not abs(change) > floor:
-        return "within the error"
+        return "too small to count"
     return bar(change, reach, length) + (" stands" if stands is True else "")
 
 

@@ -5,6 +5,7 @@ Several results share one scale. html.py and terminal.py show the same runs of t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -142,10 +143,16 @@ def part_name(row: Any) -> str:
 
 def bars_of(result: Attribution, by: str = "word") -> Figure:
     """Bars of one result by `word` or by `token`, with errors or the panel's range."""
+    one = panel_of(result, by)
+    return bars([dataclasses.replace(one, title="")], one.title)
+
+
+def panel_of(result: Attribution, by: str = "word") -> Bars:
+    """What `bars_of` draws."""
     if by not in ("word", "token"):
         raise UserError(f"by is {by!r}; expected word or token")
     table = result.words if by == "word" else result.tokens
-    one = Bars(
+    return Bars(
         title=title_of(result),
         axis=f"score ({result.unit})",
         labels=tuple(table[by]),
@@ -157,7 +164,6 @@ def bars_of(result: Attribution, by: str = "word") -> Figure:
         low=table["low"].to_numpy(float) if by == "word" else None,
         high=table["high"].to_numpy(float) if by == "word" else None,
     )
-    return bars([one])
 
 
 def sentences(results: Sequence[Attribution], title: str = "") -> Figure:

@@ -3,14 +3,15 @@
 import io
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+import xai_utils as xai
 from tests.test_plots_attention import texts_inside
 from xai_utils.errors import UserError
-from xai_utils.evaluation.statistics import differences
+from xai_utils.evaluation.statistics import EFFECT
+from xai_utils.plots.style import png
 from xai_utils.text.entry import TextEntry
 from xai_utils.widgets import views
 
@@ -20,7 +21,7 @@ MARKUP = "<b>cat</b> costs $x$ and $y_1$ {{ z }}"
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What was handed to the functions that draw."""
+    """What was handed to the functions that show."""
     seen = {}
 
     def spy(module, name):
@@ -32,45 +33,59 @@ def drawn(monkeypatch):
 
         monkeypatch.setattr(module, name, record)
 
-    spy(views.style, "bars")
+    spy(views, "result_html")
+    spy(views, "comparison_html")
     spy(views.heatmaps, "heatmap")
-    spy(views.pairs, "pair")
     return seen
 
 
-@pytest.mark.parametrize("by", ["word", "token"])
 @pytest.mark.parametrize("method", ["integrated_gradients", "ablation"])
-def test_bars_hold_the_methods_scores(twins, drawn, method, by):
-    view = views.scores(
-        twins, text=TEXT, answer=ANSWER, model="base", method=method, baseline="eos", keep_sink=False, by=by
-    )
-    own = twins.on(TextEntry(id="x", text=TEXT, answer=ANSWER))
-    found = own.attribute("base", "x", method, baseline="eos", keep_sink=False)
-    bars = drawn["bars"][0][0]
-    np.testing.assert_array_equal(bars.scores, found.word_scores if by == "word" else found.scores)
-    assert not np.isnan(bars.scores[0])  # the first position was not kept
-    assert view.line == ("Certificate: converged." if found.certificate else "Ablation carries no certificate.")
-    assert ("Completeness error" in view.alt) == bool(found.certificate)
+def test_a_view_holds_the_methods_scores_and_the_front_doors_card(twins, drawn, method):
+    case = {"text": TEXT, "answer": ANSWER, "model": "base", "method": method}
+    view = views.scores(twins, **case, baseline="eos", keep_sink=False)
+    (found,) = drawn["result_html"]
+    setting = {"baseline": "eos"} if method == "integrated_gradients" else {"absence": "eos"}
+    own = xai.explain(TEXT, twins.models["base"], ANSWER, method=method, keep_sink=False, **setting)
+    np.testing.assert_allclose(found.word_scores, own.word_scores, atol=1e-5)
+    assert not np.isnan(found.word_scores[0])  # the first position was not kept
+    assert found.trust.levels == own.trust.levels and found.trust.faithfulness.absences
+    assert f"answer&#x27;s probability {own.trust.competence.probability:.2g}" in view.html
+    assert f"{own.word_scores[1]:+.3g}" in view.html and "cat" in view.alt
+    tokens = views.scores(twins, **case, baseline="eos", keep_sink=False, by="token", tests=False)
+    assert f"{found.scores[1]:+.3g}" in tokens.html and "deletion" not in tokens.html
 
 
 def test_settings_that_a_method_lacks_are_left_out(twins, drawn):
     common = {"text": TEXT, "answer": ANSWER, "model": "base", "method": "sensitivity"}
     views.scores(twins, **common, baseline="zero", sigma=1.0)
-    large = drawn["bars"][0][0].scores
+    large = drawn["result_html"][0].word_scores
     views.scores(twins, **common, sigma=0.01)
-    assert np.nanmax(drawn["bars"][0][0].scores) < np.nanmax(large) / 10
+    assert np.nanmax(drawn["result_html"][0].word_scores) < np.nanmax(large) / 10
 
 
 def test_a_typed_text_equals_the_studys_own(twins):
-    typed = views.scores(
-        twins, text="The capital of France is", answer=" Paris.", model="base", method="integrated_gradients"
-    )
+    case = {"text": "The capital of France is", "answer": " Paris.", "model": "base"}
+    view = views.scores(twins, **case, method="integrated_gradients")
     files = list(twins.folders.cache.rglob("*.json"))
     twins.attribute("base", "capital", "integrated_gradients")
     assert list(twins.folders.cache.rglob("*.json")) == files  # computed once
-    with Image.open(io.BytesIO(typed.png())) as picture:
-        picture.load()
-        assert picture.info["Description"] == typed.alt
+    with Image.open(io.BytesIO(png(view.figure))) as picture:
+        assert picture.width > 400
+
+
+def test_without_an_answer_the_title_names_the_models_own(twins, drawn):
+    view = views.scores(twins, text=TEXT, model="base", method="cp_lrp")
+    row = views.goes_on(twins, TEXT).set_index("model").loc["base"]
+    assert drawn["result_html"][0].target.text == row["next_text"]
+    assert f"probability {row['next_probability']:.2g}" in view.html
+
+
+def test_a_long_text_is_a_strip_and_twelve_rows(twins):
+    long = "the cat and the dog ran in the garden of the house and the mat sat"
+    view = views.scores(twins, text=long, answer=ANSWER, model="base", method="input_x_gradient", tests=False)
+    assert view.html.count("flex:1") == len(long.split())
+    first, every = view.html.split("<details>")
+    assert first.count("<tr>") == 13 and "all 1" in every
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -111,45 +126,71 @@ def test_value_norms_change_the_map(twins, drawn):
     np.testing.assert_allclose(drawn["heatmap"][0].sum(1), 1, atol=1e-6)
 
 
-def test_comparison_is_the_difference_table(twins, drawn):
-    view = views.comparison(twins, text=TEXT, answer=ANSWER, base="base", other="twin", method="integrated_gradients")
-    own = twins.on(TextEntry(id="own", text=TEXT, answer=ANSWER))
-    found = [own.tables(["integrated_gradients"], baseline=name) for name in ("mean", "zero")]
-    words, proofs = (pd.concat([tables[name] for tables in found]) for name in ("word_scores", "certificates"))
-    expected = differences(words, proofs, "base", "twin", twins.study.baseline)
-    pd.testing.assert_frame_equal(drawn["pair"][0], expected)
-    sure = expected["beyond_floor"] & (expected["sign_stable"] == True)  # noqa: E712 - missing is not true
-    assert view.line.startswith(f"{sure.sum()} of {len(expected)} differences count")
+def test_the_liveliest_head_looks_furthest_back(twins):
+    found = views.interest(twins, text=TEXT, model="base")
+    case = twins.on(TextEntry(id="x", text=TEXT)).case("base", "x")
+    model = twins.models["base"].model
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = [layer[0].numpy() for layer in model(torch.tensor([case.ids]), output_attentions=True).attentions]
+    model.set_attn_implementation("sdpa")
+    for layer, heads in enumerate(weights):
+        for head, one in enumerate(heads):
+            largest = [one[query, 1 : query - 1].max() for query in range(3, len(one))]
+            assert found[layer, head] == pytest.approx(np.mean(largest), abs=1e-6)
+    assert not views.interest(twins, text="a", model="base").any()
 
 
-def test_comparison_takes_the_settings_of_one_model(twins, drawn):
-    case = {"text": TEXT, "answer": ANSWER, "contrast": " in the garden.", "target": "contrast"}
-    settings = {"method": "integrated_gradients", "baseline": "eos", "keep_sink": False}
-    view = views.comparison(twins, base="base", other="twin", **case, **settings)
-    table = drawn["pair"][0]
-    assert view.line.endswith("All 6 certificates converged.")
-    for label, column in (("base", "score_base"), ("twin", "score_other")):
-        views.scores(twins, model=label, **case, **settings)
-        bars = drawn["bars"][0][0]
-        there = [bars.labels.index(word) for word in table["word"]]
-        np.testing.assert_array_equal(table[column], bars.scores[there])
-
-
-def test_a_method_without_baseline_is_compared_too(twins, drawn):
-    view = views.comparison(twins, text=TEXT, answer=ANSWER, base="base", other="twin", method="sensitivity")
-    assert len(drawn["pair"][0]) == 6
-    assert view.line.endswith("beyond their floor. This method carries no certificate.")
+@pytest.mark.parametrize("method", ["panel_shapley", "sensitivity"])
+def test_a_comparison_is_the_front_doors(twins, drawn, method):
+    case = {"text": TEXT, "answer": ANSWER, "method": method}
+    view = views.comparison(twins, base="base", other="twin", **case)
+    (pair,) = drawn["comparison_html"]
+    setting = {"draws": twins.study.draws} if method == "sensitivity" else {}
+    own = xai.compare(TEXT, *twins.models.values(), ANSWER, method=method, **setting)
+    np.testing.assert_allclose(pair.words["difference"], own.words["difference"], atol=1e-5)
+    np.testing.assert_allclose(pair.parts["score"], own.parts["score"], atol=1e-4)
+    words = pair.words
+    counts = (words["difference"].abs() > EFFECT) & (words["difference"].abs() > words["floor"])
+    assert view.line.startswith(f"{counts.sum()} of {len(words)} differences are large enough to count")
+    assert ("one sign under all absences" in view.line) == (method == "panel_shapley")
+    assert view.html.index("base: ") < view.html.index("twin: ") < view.html.index("by part")
+    quick = views.comparison(twins, base="base", other="twin", **case, parts=False, tests=False)
+    assert "by part" not in quick.html and "deletion" not in quick.html
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"text": " "}, "text: it is empty"),
-        ({"answer": "  "}, "answer: it is empty"),
+        ({"base": "twin"}, "both models are 'twin'"),
+        ({"answer": ""}, "answer: it is empty, and two models are compared on one answer"),
+        ({"answer": " "}, "answer: ' ': it is empty"),
+        ({"text": " "}, "text: ' ': it is empty"),
+        ({"target": "contrast"}, "needs a `contrast` text"),
+        ({"other": "twins"}, "there is no model 'twins'; did you mean 'twin'"),
+    ],
+)
+def test_what_is_refused_is_refused_before_it_is_computed(twins, monkeypatch, settings, message):
+    monkeypatch.setattr(views.Asked, "explained", lambda *_: pytest.fail("computed"))
+    case = {"text": TEXT, "answer": ANSWER, "base": "base", "other": "twin", "method": "ablation"}
+    with pytest.raises(UserError, match=message):
+        views.comparison(twins, **case | settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"text": " "}, "text: ' ': it is empty"),
+        ({"answer": "  "}, "answer: '  ': it is empty"),
         ({"target": "contrast"}, "needs a `contrast` text"),
         ({"answer": ANSWER, "contrast": ANSWER}, "give two different ones"),
         ({"answer": ANSWER, "target": "logit"}, "a logit belongs to one"),
-        ({"method": "nothing"}, "unknown method"),
+        ({"method": "ablatoin"}, "no method 'ablatoin'; did you mean 'ablation'"),
+        ({"model": "bass"}, "no model 'bass'; did you mean 'base'"),
+        ({"target": "logprop"}, "no target 'logprop'; did you mean 'logprob'"),
+        ({"by": "words"}, "no by 'words'; did you mean 'word'"),
+        ({"sigm": 0.1}, "no setting 'sigm'; did you mean 'sigma'"),
+        ({"baseline": "means"}, "absence: expected"),
     ],
 )
 def test_bad_input_is_said_in_one_line(twins, settings, message):
@@ -165,12 +206,15 @@ def test_what_is_not_there_is_said(twins):
         views.head(twins, text=TEXT, model="base", layer=0, head=4)
     with pytest.raises(UserError, match="too short"):
         views.head(twins, text="a", model="base", layer=0, head=0, apart=True)
-    with pytest.raises(UserError, match="two different ones"):
-        views.comparison(twins, text=TEXT, base="base", other="base", method="ablation")
+    with pytest.raises(UserError, match="no layer '0'"):
+        views.head(twins, text=TEXT, model="base", layer="0", head=0)
+    with pytest.raises(UserError, match="no model 'bass'"):
+        views.interest(twins, text=TEXT, model="bass")
 
 
 def test_a_text_that_was_cut_is_remarked(twins):
-    long, ask = "дождь " * 90, {"base": "base", "other": "twin", "method": "input_x_gradient", "answer": ANSWER}
+    long = "дождь " * 90
+    ask = {"base": "base", "other": "twin", "method": "input_x_gradient", "answer": ANSWER, "parts": False}
     cut = twins.on(TextEntry(id="x", text=long)).case("base", "x").cut
     assert cut > 0
     found = [
@@ -187,10 +231,11 @@ def test_everything_written_is_inside_the_picture(twins, text):
     found = [
         views.scores(twins, model="base", method="input_x_gradient", **case),
         views.head(twins, text=text, model="base", layer=0, head=0),
-        views.comparison(twins, base="base", other="twin", method="input_x_gradient", **case),
+        views.comparison(twins, base="base", other="twin", method="input_x_gradient", parts=False, **case),
     ]
     for view in found:
         texts_inside(view.figure)
+        assert "<b>cat" not in view.html and "<script" not in view.html
 
 
 def test_an_answer_glued_to_the_text_is_remarked(twins):

@@ -106,8 +106,12 @@ def explain(
     reading = checked(Reading, prefix=prefix, max_tokens=max_tokens, normalisation=normalisation)
     case = _case(text, model, answer, contrast, chat, reading)
     found = line.function(model, case, make_target(model, case, target), **(line.fixed | own))
-    found = dataclasses.replace(found, method=method)
-    return dataclasses.replace(found, trust=assess(model, found, tests=len(found.words) <= TESTED))
+    return with_card(model, dataclasses.replace(found, method=method))
+
+
+def with_card(model: LoadedModel, found: Attribution, tests: bool = True) -> Attribution:
+    """An explanation with its trust card; `tests` allows deletion tests, which are made for up to TESTED words."""
+    return dataclasses.replace(found, trust=assess(model, found, tests=tests and len(found.words) <= TESTED))
 
 
 def compare(
@@ -136,6 +140,13 @@ def compare(
             f"{other.label} with {own[1]!r}: use one of these, or another"
         )
     first, second = (explain(text, model, answer, **settings) for model in models)
+    return compared(base, other, first, second, parts=parts)
+
+
+def compared(
+    base: LoadedModel, other: LoadedModel, first: Attribution, second: Attribution, *, parts: bool = True
+) -> Comparison:
+    """Two explanations of one answer side by side; with `parts` the difference is shared out, where it can be."""
     return Comparison(first, second, *(_shared(base, other, first, second) if parts else (None, "")))
 
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xai_utils.attention.layers import statistics, stream, uniform
+from xai_utils.attention.layers import Layer, statistics, stream, uniform
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 
@@ -58,6 +58,22 @@ def induction(model: LoadedModel, seed: int = 0, draws: int = PROBE_DRAWS) -> Fl
     for draw in range(draws):
         stream(model, probe_ids(model, seed + draw), lambda layer: scores.append(_follow(layer.weights)))
     return np.stack(scores).reshape(draws, -1, len(scores[0])).mean(0)
+
+
+def looking_back(model: LoadedModel, ids: list[int]) -> Float[np.ndarray, "layer head"]:
+    """How strongly each head looks at one earlier token that is neither the first nor the one just before.
+
+    The mean over queries of the largest such weight: near 0 for heads that rest on the first position, look at
+    themselves or one back, or spread over all; 0 on fewer than four tokens.
+    """
+    found: list[np.ndarray] = []
+
+    def keep(layer: Layer) -> None:
+        earlier = layer.weights.double().tril(-2)[:, 3:, 1:]
+        found.append((earlier.amax(-1).mean(-1) if earlier.numel() else earlier.sum((1, 2))).cpu().numpy())
+
+    stream(model, ids, keep)
+    return np.stack(found)
 
 
 def _follow(weights: Float[Tensor, "head query key"]) -> Float[np.ndarray, " head"]:

@@ -26,6 +26,7 @@ from scipy.interpolate import BarycentricInterpolator
 from xai_utils.attribution.patterson import rule
 from xai_utils.attribution.result import FLOOR, Certificate, Piece
 from xai_utils.errors import UserError
+from xai_utils.models.watch import came_to
 
 RULES = (1, 2, 3)  # of the Patterson rules: 7, 15 and 31 nodes
 FIRST_PIECES = ((0.0, 0.5), (0.5, 1.0))
@@ -192,6 +193,7 @@ def integrate(
         residuals = np.array([abs(interval.residual) for interval in intervals]) / known.scale
         errors = np.array([interval.errors for interval in intervals]) / known.scale
         unproven = np.stack([residuals, errors[:, errors.sum(0).argmax()]])
+        came_to(float(unproven.sum(1).max()), tolerance)
         chosen = _worst(intervals, unproven, tolerance, budget - known.gradients)
         if not chosen:
             break

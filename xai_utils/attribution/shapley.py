@@ -15,11 +15,12 @@ from jaxtyping import Float
 
 from xai_utils.attribution.absence import PANEL
 from xai_utils.attribution.masking import Game, Removal, draw_error, small
-from xai_utils.attribution.result import NORMAL_95, Attribution, Certificate, from_words
+from xai_utils.attribution.result import FLOOR, NORMAL_95, Attribution, Certificate, from_words
 from xai_utils.attribution.subsets import all_subsets, chains, exact_shapley, marginals
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
+from xai_utils.models.watch import came_to
 from xai_utils.text.cases import Case
 
 VERSION = 3  # raise it when results would come out different
@@ -90,7 +91,9 @@ def sampled(game: Game, tolerance: float, budget: int, seed: int) -> Gains:
         values = game.values(masks.reshape(-1, game.count)).reshape(*masks.shape[:2], -1)
         gains = marginals(values, np.concatenate([orders, orders[:, ::-1]]))
         pairs += list((gains[:size] + gains[size:]) / 2)
-        if small(pair_error(game.means(np.array(pairs)).mean(-1)), game.ends(), tolerance):
+        error, ends = pair_error(game.means(np.array(pairs)).mean(-1)), game.ends()
+        came_to(float(error.max()) / max(abs(ends[0].mean() - ends[1].mean()), FLOOR), tolerance)
+        if small(error, ends, tolerance):
             break
     return np.array(pairs)
 

@@ -11,8 +11,9 @@ import pandas as pd
 from xai_utils.attribution.result import NORMAL_95, Attribution
 from xai_utils.attribution.swap import Swap
 from xai_utils.attribution.tables import frame, word_rows
+from xai_utils.attribution.target import UNITS
 from xai_utils.display import Displayed
-from xai_utils.evaluation.statistics import ROUNDING
+from xai_utils.evaluation.statistics import EFFECT, ROUNDING
 from xai_utils.text.alignment import side_by_side
 from xai_utils.text.cases import units
 
@@ -46,14 +47,14 @@ class Comparison(Displayed):
     def words(self) -> pd.DataFrame:
         """One row a word that both models read: word, one score a model by its label, difference, floor, stands.
 
-        The difference is other minus base; below `floor`, 1.96 standard errors of both scores, it is noise. It stands
-        where it is not and has one sign under every absence of the panel; empty without a panel. Raises UserError where
-        the two models explain different answers.
+        The difference is other minus base; up to `floor`, 1.96 standard errors of both scores and no less than 0.1 nats
+        or logits, it does not count. It stands where it does and has one sign under every absence of the panel; empty
+        without a panel. Raises UserError where the two models explain different answers.
         """
         tables = [frame(word_rows(result)) for result in (self.base, self.other)]
         pairs = side_by_side(pd.concat(tables), *self.labels).sort_values("start", ignore_index=True)
         errors = np.hypot(pairs["error_base"].fillna(0), pairs["error_other"].fillna(0))
-        floor = np.maximum(NORMAL_95 * errors, ROUNDING)
+        floor = np.maximum(NORMAL_95 * errors, EFFECT if self.base.unit in UNITS.values() else ROUNDING)
         change = pairs["score_other"] - pairs["score_base"]
         stands = self._stands(pairs["start"], change.abs() > floor)
         return pd.DataFrame(

@@ -21,6 +21,9 @@ CASE = ["text", "model", "target", "method", "baseline", "sink"]
 LEVEL = 0.05  # of the tests over texts
 FOUND, NONE, UNDECIDED = "difference", "no difference found", "cannot be decided"
 RESOLUTION = 1e-3  # of a text's shares and nats a character: two certified runs on the same tokens part by less
+# The least difference of one word that two sentences beside each other call one. 0.1 nats change the odds of an answer
+# by a tenth, and are the least that relative errors are measured against; two ways to write the same text move more.
+EFFECT = 0.1  # nats or logits
 ROUNDING = 1e-4  # nats or logits: float32 moves this much between two ways of batching and padding the same text
 
 

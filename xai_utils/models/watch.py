@@ -22,6 +22,13 @@ def active() -> bool:
     return _current.get() is not None
 
 
+def came_to(error: float, goal: float) -> None:
+    """Told by a method that computes until its error is small: the error now, and at which it ends."""
+    watch = _current.get()
+    if watch is not None:
+        watch.error = error, goal
+
+
 class Stopped(Exception):
     """Raised inside a watched computation after `Watch.stop`."""
 
@@ -29,13 +36,15 @@ class Stopped(Exception):
 class Watch:
     """A context in which passes through some models are counted, and can be stopped.
 
-    `passes` are sequences, a layer of one counting as its share; `report` is called with them as they grow. After
+    `passes` are sequences, a layer of one counting as its share; `report` is called with them as they grow. `error` is
+    what a method that computes until it is small told last, with its goal; None where none did. After
     `stop`, from any thread, the next layer raises Stopped. What other threads compute for themselves is neither
     counted nor stopped; passes that this context spreads over threads (batching.py) are.
     """
 
     def __init__(self, models: Iterable[PreTrainedModel], report: Callable[[float], None] = lambda passes: None):
         self.passes = 0.0
+        self.error: tuple[float, float] | None = None
         self._models, self._report = list(models), report
         self._stop, self._count = threading.Event(), threading.Lock()
         self._token: Token[Watch | None] | None = None

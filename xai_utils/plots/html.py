@@ -23,21 +23,23 @@ from xai_utils.plots.sentence import (
     reach_of,
     runs,
     shared_lines,
+    shown_rows,
     title_of,
     value_of,
 )
-from xai_utils.plots.style import OPPOSES, SUPPORTS
-from xai_utils.plots.trust import summary_lines
+from xai_utils.plots.style import NOTHING, OPPOSES, SUPPORTS
+from xai_utils.plots.trust import MARKS, checks
 from xai_utils.text.words import visible
 
 TOP_ROWS = 12  # rows of a table that a long text shows at once
+WIDE = "max-width:72em"
+SENTENCE = "font-size:115%;line-height:1.8;margin:.3em 0;max-height:11em;overflow-y:auto"
 BLOCKS = 16  # characters of the longest bar in a table
 
 
-def result_html(result: Attribution) -> str:
-    """One result: its sentence in colour, the scores as a table, and what is proven of their sum."""
-    verdict = "".join(f"<div>{escape(line)}</div>" for line in [*result.verdicts, *summary_lines(result.trust)])
-    return f'<div style="max-width:60em">{sentence_html(result)}{_scores(result)}{verdict}</div>'
+def result_html(result: Attribution, reach: float | None = None, by: str = "word") -> str:
+    """One result: its sentence in colour, scores of words or tokens as a table, and what is proven and tested of it."""
+    return f'<div style="{WIDE}">{sentence_html(result, reach)}{_beside(_scores(result, by), _card(result))}</div>'
 
 
 def comparison_html(pair: Comparison) -> str:
@@ -49,13 +51,26 @@ def comparison_html(pair: Comparison) -> str:
     for word, base, other, change, floor, stands in words.itertuples(index=False, name=None):
         rows.append([*map(_cell, (word, base, other, change)), change_mark(change, floor, stands, reach, BLOCKS)])
     both = "".join(sentence_html(result, reach) for result in results)
-    verdict = "".join(
-        f"<div>{escape(visible(label))}: {escape(line)}</div>"
-        for label, result in zip(pair.labels, results, strict=True)
-        for line in [*result.verdicts, *summary_lines(result.trust)]
-    )
     shared = "".join(f"<div>{escape(visible(line))}</div>" for line in shared_lines(pair)) + _parts(pair)
-    return f'<div style="max-width:60em">{both}{_table(heads, rows, words["difference"])}{shared}{verdict}</div>'
+    cards = "".join(f"<div><b>{escape(visible(result.case.model))}</b></div>{_card(result)}" for result in results)
+    return f'<div style="{WIDE}">{both}{_beside(_table(heads, rows, words["difference"]), shared, cards)}</div>'
+
+
+def _beside(*parts: str) -> str:
+    """Parts beside each other, as many as the width allows."""
+    inner = "".join(f'<div style="max-width:28em">{part}</div>' for part in parts if part)
+    return f'<div style="display:flex;flex-wrap:wrap;gap:.4em 2em;align-items:flex-start">{inner}</div>'
+
+
+def _card(result: Attribution) -> str:
+    """What is proven of the scores, and the checks of the trust card that were made."""
+    proven = "".join(f"<div>{escape(line)}</div>" for line in result.verdicts)
+    made = [check for check in checks(result.trust) if check.level != "unknown"] if result.trust else []
+    return proven + "".join(
+        f'<div><span style="color:{MARKS[check.level][0]}">●</span> '
+        f"{escape(f'{check.name}: {check.shown} ({check.level})')}</div>"
+        for check in made
+    )
 
 
 def _parts(pair: Comparison) -> str:
@@ -73,11 +88,24 @@ def sentence_html(result: Attribution, reach: float | None = None) -> str:
     """The sentence alone, under its title, with a word's value on hover. Scores beyond `reach` take the last colour."""
     reach = reach_of([result]) if reach is None else reach
     words = "".join(_span(result, run, reach) for run in runs(result))
+    strip = _strip(result, reach) if len(shown_rows(result)) > TOP_ROWS else ""
     answer = escape(visible(result.target.text.strip()))
     return (
         f'<div style="opacity:.7;font-size:90%">{escape(visible(title_of(result)))}</div>'
-        f'<p dir="auto" style="font-size:115%;line-height:2;margin:.3em 0">{words} → <b>{answer}</b></p>'
+        f'{strip}<p dir="auto" style="{SENTENCE}">{words} → <b>{answer}</b></p>'
     )
+
+
+def _strip(result: Attribution, reach: float) -> str:
+    """The words of a long text as a strip of cells, so that all of it is seen at once."""
+    cells = "".join(
+        f'<span style="flex:1;background:{colours(score, reach)[0] if np.isfinite(score) else NOTHING}" '
+        f'title="{escape(visible(f"{run.text}: {value_of(result, run.row)}"), quote=True)}"></span>'
+        for run in runs(result)
+        if run.row is not None
+        for score in [result.word_scores[run.row]]
+    )
+    return f'<div style="display:flex;height:1em;margin:.3em 0">{cells}</div>'
 
 
 def _span(result: Attribution, run: Run, reach: float) -> str:
@@ -95,11 +123,11 @@ def _span(result: Attribution, run: Run, reach: float) -> str:
     return f'<span style="{look}" title="{hover}">{text}</span>'
 
 
-def _scores(result: Attribution) -> str:
-    """The table of `Attribution.words`; columns in which a method has nothing, or no error, are left out."""
-    words, reach = result.words, reach_of([result])
+def _scores(result: Attribution, by: str) -> str:
+    """The table of words or tokens; columns in which a method has nothing, or no error, are left out."""
+    words, reach = result.words if by == "word" else result.tokens.drop(columns="kind"), reach_of([result])
     words["error"] = words["error"].where(words["error"] > 0)
-    columns = [name for name in words.columns if name in ("word", "score") or words[name].notna().any()]
+    columns = [name for name in words.columns if name in (by, "score") or words[name].notna().any()]
     heads = [{"score": f"score ({result.unit})", "error": "±"}.get(name, name) for name in columns]
     rows = []
     for row in words.to_dict("records"):

@@ -5,6 +5,7 @@ Several results share one scale. html.py and terminal.py show the same runs of t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,9 @@ def shown_rows(result: Attribution) -> list[int]:
 def title_of(result: Attribution) -> str:
     """What is explained, how, and under which model, in one line."""
     absent = f" ({result.baseline})" if result.baseline not in ("", "panel") else ""
-    return f"{result.case.model}: {method_name(result.method)}{absent}, {result.target.kind} of “{result.target.text}”"
+    what = f"{result.case.model}: {method_name(result.method)}{absent}, {result.target.kind} of “{result.target.text}”"
+    sure = result.trust and result.target.ids and result.trust.competence.probability
+    return f"{what} (the answer's probability {sure:.2g})" if sure else what
 
 
 def value_of(result: Attribution, row: int) -> str:
@@ -107,13 +110,13 @@ def bar(score: float, reach: float, length: int) -> str:
 
 
 def change_mark(change: float, floor: float, stands: Any, reach: float, length: int) -> str:
-    """What stands behind a difference: its bar and whether it stands, or that it is no more than the errors.
+    """What stands behind a difference: its bar and whether it stands, or that it is too small to count.
 
     >>> change_mark(1.0, 0.1, True, 2.0, 4), change_mark(0.1, 0.2, False, 2.0, 4)
-    ('██ stands', 'within the error')
+    ('██ stands', 'too small to count')
     """
     if not abs(change) > floor:
-        return "within the error"
+        return "too small to count"
     return bar(change, reach, length) + (" stands" if stands is True else "")
 
 
@@ -140,10 +143,16 @@ def part_name(row: Any) -> str:
 
 def bars_of(result: Attribution, by: str = "word") -> Figure:
     """Bars of one result by `word` or by `token`, with errors or the panel's range."""
+    one = panel_of(result, by)
+    return bars([dataclasses.replace(one, title="")], one.title)
+
+
+def panel_of(result: Attribution, by: str = "word") -> Bars:
+    """What `bars_of` draws."""
     if by not in ("word", "token"):
         raise UserError(f"by is {by!r}; expected word or token")
     table = result.words if by == "word" else result.tokens
-    one = Bars(
+    return Bars(
         title=title_of(result),
         axis=f"score ({result.unit})",
         labels=tuple(table[by]),
@@ -155,7 +164,6 @@ def bars_of(result: Attribution, by: str = "word") -> Figure:
         low=table["low"].to_numpy(float) if by == "word" else None,
         high=table["high"].to_numpy(float) if by == "word" else None,
     )
-    return bars([one])
 
 
 def sentences(results: Sequence[Attribution], title: str = "") -> Figure:

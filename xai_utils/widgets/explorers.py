@@ -1,36 +1,30 @@
-"""Explorers for JupyterLab: type a text, choose, look. The only file that imports ipywidgets.
+"""Explorers for JupyterLab: type a text, choose, look. This and panel.py are the only files that import ipywidgets.
 
-An explorer is a set of labelled controls, a function from their values to a `View`, and the place where that is shown.
-The function runs in a thread of its own, one at a time, so that the page stays alive and it can be stopped; whatever
-changes a control starts it anew. What is shown is computed in views.py, and no notebook needs a widget for it.
+All explorers of a notebook share one text and answer. What is shown is computed in views.py, and no notebook needs a
+widget for it.
 """
 
 from __future__ import annotations
 
-import base64
-import html
 import os
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import ipywidgets as ipy
+import matplotlib as mpl
+import numpy as np
 from IPython.display import Javascript, display
 
 from xai_utils.attribution.absence import BASELINES
-from xai_utils.attribution.methods import METHODS, method_name
+from xai_utils.attribution.methods import DEFAULT_METHOD, METHODS, method_name
 from xai_utils.attribution.target import UNITS
-from xai_utils.errors import UserError
-from xai_utils.models.watch import Stopped, Watch
 from xai_utils.study.explainer import Explainer
 from xai_utils.widgets import views
-from xai_utils.widgets.views import View
+from xai_utils.widgets.panel import LABEL, STYLE, Explorer, Question, Stage
 
-ONE_AT_A_TIME = threading.Lock()  # models are shared, and attention switches them
-REFRESH = 0.2  # seconds between two reports of progress
-FADED = "<style>.xai-faded {opacity: 0.35} .xai-explorer img {max-width: 100%}</style>"
-LABEL = {"description_width": "initial"}
+WHOLE = 1024  # passes that a swap, or a card's deletion tests, may take
+QUICK = "cp_lrp"  # the first picture: one pass forward and one back
 PAGE = """
 const focusable = ":is(input, select, button, .noUi-handle, [contenteditable])";
 window.xaiExplorers ??= new MutationObserver(() => {
@@ -40,126 +34,14 @@ window.xaiExplorers ??= new MutationObserver(() => {
   for (const handle of document.querySelectorAll(".xai-explorer .noUi-handle")) {
     handle.setAttribute("aria-label", handle.closest(".widget-slider").querySelector("label").textContent);
   }
+  for (const cell of document.querySelectorAll(".xai-heads button")) {
+    cell.setAttribute("aria-label", cell.title);
+    cell.tabIndex = -1;
+  }
 });
 window.xaiExplorers.observe(document.body, {childList: true, subtree: true});
-"""  # JupyterLab would take arrow keys and letters for its cells, and ipywidgets names all controls but the sliders
-
-
-class Explorer(ipy.VBox):
-    """Controls above, then a bar with its buttons, the picture, and one line: the proof, or what went wrong.
-
-    `compute` takes the controls' values by name; `most` is the number of passes that fill the bar. A UserError becomes
-    the line, as does being stopped; a picture that does not belong to the controls is taken away.
-    """
-
-    def __init__(
-        self, controls: Mapping[str, ipy.DOMWidget], compute: Callable[..., View], book: Explainer, most: float
-    ):
-        self.controls, self._compute, self._most = dict(controls), compute, most
-        self._models = [model.model for model in book.models.values()]
-        self._watch: Watch | None = None
-        self.thread: threading.Thread | None = None
-        self.explain = ipy.Button(description="Explain", button_style="primary", tooltip="Compute with these settings")
-        self.stop = ipy.Button(description="Stop", disabled=True, tooltip="Stop computing")
-        self.bar = ipy.FloatProgress(description="Idle", max=most, style=LABEL, layout={"width": "260px"})
-        self.picture, self.line = ipy.HTML(), ipy.HTML()
-        self.picture.add_class("xai-picture")
-        self.explain.on_click(self.start)
-        self.stop.on_click(lambda _: self.cancel())
-        for control in self.controls.values():
-            control.observe(self.start, "value")
-        rows = [_grid(self.controls), ipy.HBox([self.explain, self.stop, self.bar]), self.picture, self.line]
-        super().__init__([ipy.HTML(FADED), *rows])
-        self.add_class("xai-explorer")
-
-    def start(self, _: object = None) -> None:
-        """Compute with the controls' present values, in place of what is being computed."""
-        self.cancel()
-        watch = Watch(self._models, self._reporter())
-        values = {name: control.value for name, control in self.controls.items()}
-        self._watch = watch
-        self.thread = threading.Thread(target=self._work, args=(watch, values), daemon=True)
-        self.thread.start()
-
-    def cancel(self) -> None:
-        """Stop what is being computed, if anything is."""
-        if self._watch is not None:
-            self._watch.stop()
-
-    def _work(self, watch: Watch, values: dict[str, Any]) -> None:
-        self._busy(True)
-        with ONE_AT_A_TIME:
-            if watch is not self._watch:
-                return
-            begun = time.monotonic()
-            png, alt = b"", ""
-            try:
-                with watch:
-                    view = self._compute(**values)
-                    png, alt, line = view.png(), view.alt, html.escape(view.line)
-                cost = f"{_passes(watch)} through a model" if watch.passes else "remembered"
-                line += f" <small>({cost}, {time.monotonic() - begun:.1f} s)</small>"
-            except Stopped:
-                line = f"<b>Stopped</b> after {_passes(watch)}."
-            except UserError as error:
-                line = _problem(str(error))
-            except Exception as error:  # a thread's traceback would be lost
-                line = _problem(f"{type(error).__name__}: {error}")
-            if watch is self._watch:
-                self._show(png, alt, line)
-                self._busy(False)
-
-    def _show(self, png: bytes, alt: str, line: str) -> None:
-        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        self.picture.value = f'<img alt="{html.escape(alt)}" src="{source}">' if png else ""
-        self._say(line)
-
-    def _say(self, line: str) -> None:
-        self.line.value = f'<div role="status">{line}</div>'
-
-    def _busy(self, busy: bool) -> None:
-        self.stop.disabled = not busy
-        self.bar.description = "Computing" if busy else "Idle"
-        self.bar.value = 0
-        if busy:
-            self._say("Computing …")
-        (self.picture.add_class if busy else self.picture.remove_class)("xai-faded")
-
-    def _reporter(self) -> Callable[[float], None]:
-        said = time.monotonic()
-
-        def report(passes: float) -> None:
-            nonlocal said
-            if time.monotonic() - said > REFRESH:
-                said = time.monotonic()
-                self.bar.max = max(self._most, passes)
-                self.bar.value = passes
-
-        return report
-
-
-def _passes(watch: Watch) -> str:
-    return "1 pass" if round(watch.passes) == 1 else f"{watch.passes:.0f} passes"
-
-
-def _problem(text: str) -> str:
-    return f'<b style="color: #b2182b">{html.escape(" ".join(text.split()))}</b>'
-
-
-def _grid(controls: Mapping[str, ipy.DOMWidget]) -> ipy.Widget:
-    """The text over the whole width, the others beside each other, as many as fit."""
-    columns = ipy.Layout(grid_template_columns="repeat(auto-fit, minmax(240px, 1fr))", grid_gap="0 12px")
-    rest = [control for name, control in controls.items() if name != "text"]
-    return ipy.VBox([*(controls[name] for name in controls if name == "text"), ipy.GridBox(rest, layout=columns)])
-
-
-# ---- controls
-
-
-def _text(label: str, value: str | None, hint: str = "") -> ipy.Text:
-    """A line of text that counts when Enter is pressed or the line is left."""
-    look: dict[str, Any] = {"style": LABEL, "layout": {"width": "auto"}}
-    return ipy.Text(value or "", description=label, placeholder=hint, continuous_update=False, **look)
+"""  # JupyterLab would take arrow keys and letters for its cells, and ipywidgets names all controls but the sliders.
+# The Tab key passes the map of heads by: the list beside it holds the same heads.
 
 
 def _choice(label: str, options: Sequence[Any], value: Any = None) -> ipy.Dropdown:
@@ -172,122 +54,182 @@ def _flag(label: str, value: bool) -> ipy.Checkbox:
     return ipy.Checkbox(value, description=label, indent=False, style=LABEL, layout={"width": "auto"})
 
 
-def _number(label: str, most: int) -> ipy.IntSlider:
-    look: dict[str, Any] = {"style": LABEL, "layout": {"width": "auto"}}
-    return ipy.IntSlider(0, 0, most, description=label, continuous_update=False, **look)
-
-
-def _texts(book: Explainer) -> dict[str, ipy.DOMWidget]:
-    first = book.study.texts[0]
-    return {
-        "text": _text("Text", first.text, "any sentence"),
-        "answer": _text("Answer", first.answer, "the model's own next token"),
-        "contrast": _text("Instead of", first.contrast, "for the target contrast"),
-    }
-
-
-def _setting(book: Explainer, methods: Sequence[str]) -> dict[str, ipy.DOMWidget]:
-    """What the explorers of scores have in common."""
-    study = book.study
-    preferred = next((name for name in study.methods if name in methods), methods[0])
-    return {
-        "target": _choice(
-            "Target", [(name.replace("_", " "), name) for name in UNITS], study.texts[0].target or study.target
-        ),
-        "method": _choice("Method", [(method_name(name), name) for name in methods], preferred),
-        "baseline": _choice("Baseline", list(BASELINES), study.baseline),
-    }
-
-
 def _rows(by: str) -> ipy.Dropdown:
     return _choice("Rows", [("words", "word"), ("tokens", "token")], by)
 
 
-def _with(compute: Callable[..., View], book: Explainer) -> Callable[..., View]:
-    return lambda **values: compute(book, **values)
-
-
-def _fitted(controls: dict[str, ipy.DOMWidget]) -> dict[str, ipy.DOMWidget]:
-    """Switch off, now and at every choice of a method, the settings that the method does not have."""
+def _setting(book: Explainer, methods: Sequence[str]) -> dict[str, ipy.DOMWidget]:
+    """What the explorers of scores have in common; settings that the chosen method lacks are switched off."""
+    study = book.study
+    sigma = ipy.FloatLogSlider(study.sigma, min=-3, max=1, step=0.25, description="Sigma", style=LABEL)
+    sigma.continuous_update, sigma.layout.width = False, "auto"
+    controls = {
+        "target": _choice("Target", [(name.replace("_", " "), name) for name in UNITS]),
+        "method": _choice("Method", [(method_name(name), name) for name in methods], DEFAULT_METHOD),
+        "baseline": _choice("Baseline", list(BASELINES), study.baseline),
+        "sigma": sigma,
+        "keep_sink": _flag("Keep the first position", study.keep_sink),
+    }
 
     def fit(_: object = None) -> None:
         line = METHODS[controls["method"].value]
         free = set(line.settings) - set(line.fixed)
         for name in ("baseline", "keep_sink", "sigma"):
-            if name in controls:
-                controls[name].disabled = not free & ({"baseline", "absence"} if name == "baseline" else {name})
+            controls[name].disabled = not free & ({"baseline", "absence"} if name == "baseline" else {name})
 
     controls["method"].observe(fit, "value")
     fit()
     return controls
 
 
-# ---- explorers
+def _staged(
+    asked: views.Asked, labels: Sequence[str], view: Callable[[str, bool], views.View], last: str
+) -> list[Stage]:
+    """A first picture where the method takes more than a pass, then the method's own, then with all that tests it."""
+    most = sum(asked.passes(label) for label in labels)
+    names = ([QUICK] if most > len(labels) else []) + [asked.method]
+    found = [
+        Stage(method_name(name), len(labels) if name == QUICK else most, partial(view, name, False)) for name in names
+    ]
+    return [*found, Stage(last, WHOLE, lambda: view(asked.method, True))]
 
 
-def attribution(book: Explainer) -> Explorer:
-    """Any text, any method: its scores with their certificate."""
-    chosen = {"model": _choice("Model", list(book.models))} | _setting(book, list(METHODS))
-    rest = {"by": _rows("word"), "keep_sink": _flag("Keep the first position", book.study.keep_sink)}
-    return Explorer(_fitted(_texts(book) | chosen | rest), _with(views.scores, book), book, book.study.budget)
+def attribution(question: Question, methods: Sequence[str] = tuple(METHODS)) -> Explorer:
+    """Any method: its scores with their certificate and trust card."""
+    book = question.book
+    controls = {"model": _choice("Model", list(book.models))} | _setting(book, methods) | {"by": _rows("word")}
+
+    def stages(model: str, by: str, **values: Any) -> list[Stage]:
+        asked = views.Asked(book, **values)
+        asked.model(model)
+
+        def view(method: str, whole: bool) -> views.View:
+            return views.scores(book, model=model, by=by, tests=whole, **values | {"method": method})
+
+        return _staged(asked, [model], view, "deletion tests")
+
+    return Explorer(question, controls, stages)
 
 
-def attention(book: Explainer) -> Explorer:
-    """Any head of any layer on any text."""
-    shapes = [model.model.config.get_text_config() for model in book.models.values()]
+def influence(question: Question) -> Explorer:
+    """Methods that take words away, or noise them."""
+    return attribution(question, [name for name, line in METHODS.items() if line.family == "influence"])
+
+
+def comparison(question: Question) -> Explorer:
+    """Two models: both sentences in colour, their words side by side, and what makes the difference."""
+    book, labels = question.book, list(question.book.models)
+    pair = {"base": _choice("Model", labels), "other": _choice("Other model", labels, labels[-1])}
+
+    def stages(base: str, other: str, **values: Any) -> list[Stage]:
+        asked = views.comparable(book, base, other, **values)
+
+        def view(method: str, whole: bool) -> views.View:
+            both: dict[str, Any] = {"base": base, "other": other, "parts": whole, "tests": whole}
+            return views.comparison(book, **both, **values | {"method": method})
+
+        return _staged(asked, [base, other], view, "what makes the difference, and deletion tests")
+
+    return Explorer(question, pair | _setting(book, list(METHODS)), stages)
+
+
+def attention(question: Question) -> Explorer:
+    """Any head of any layer: a map of all of them to click on, and the same heads in a list, the liveliest first."""
+    book = question.book
     controls = {
-        "text": _text("Text", book.study.texts[0].text, "any sentence"),
         "model": _choice("Model", list(book.models)),
-        "layer": _number("Layer", max(shape.num_hidden_layers for shape in shapes) - 1),
-        "head": _number("Head", max(shape.num_attention_heads for shape in shapes) - 1),
+        "head": ipy.Dropdown(description="Head", style=LABEL, layout={"width": "auto"}),
         "by": _rows("token"),
         "apart": _flag("First position set apart", False),
         "weighted": _flag("Times value norms", False),
     }
-    return Explorer(controls, _with(views.head, book), book, 1)
-
-
-def influence(book: Explainer) -> Explorer:
-    """What the target does when one token or word is taken away, or shaken with noise of size sigma."""
-    chosen = {"model": _choice("Model", list(book.models))} | _setting(
-        book, [name for name, line in METHODS.items() if line.family == "influence"]
+    heads, look, fitted = ipy.ToggleButtons(), ipy.HTML(), list[tuple[str, str]]()
+    heads.add_class("xai-heads")
+    heads.add_class(f"xai-heads-{heads.model_id}")
+    told = ipy.HTML(
+        "<b>All heads</b>: a column is a layer, a row a head. The darker, the more it looks at one earlier token that "
+        "is neither the first nor the one just before. Click on one, or choose it under <i>Head</i>."
     )
-    sigma = ipy.FloatLogSlider(book.study.sigma, min=-3, max=1, step=0.25, description="Sigma", style=LABEL)
-    sigma.continuous_update, sigma.layout.width = False, "auto"
-    rest = {"sigma": sigma, "by": _rows("word"), "keep_sink": _flag("Keep the first position", book.study.keep_sink)}
-    most = 20 * book.study.draws  # a sentence of a dozen words
-    return Explorer(_fitted(_texts(book) | chosen | rest), _with(views.scores, book), book, most)
+
+    def fit(text: str, model: str) -> None:
+        """The heads of this model on this text."""
+        if fitted == [(text, model)]:
+            return
+        found = views.interest(book, text=text, model=model)
+        order = [divmod(int(place), found.shape[1]) for place in np.argsort(-found, axis=None, kind="stable")]
+        kept = controls["head"].value if fitted and fitted[0][1] == model else order[0]
+        by_row = [(layer, head) for head in range(found.shape[1]) for layer in range(found.shape[0])]
+        explorer.quiet = True
+        controls["head"].options = [(f"layer {x}, head {y} ({found[x, y]:.2f})", (x, y)) for x, y in order]
+        heads.options = [(f"{x}.{y}", (x, y)) for x, y in by_row]
+        heads.tooltips = [f"layer {x}, head {y}: {found[x, y]:.2f}" for x, y in by_row]
+        look.value = _coloured(heads.model_id, found.shape[0], [found[place] for place in by_row])
+        controls["head"].value = heads.value = kept
+        explorer.quiet = False
+        fitted[:] = [(text, model)]
+
+    def stages(text: str, answer: str, contrast: str, model: str, head: Any, **values: Any) -> list[Stage]:
+        views.on_text(book, text)
+        fit(text, model)
+        layer, head = controls["head"].value
+        case = {"text": text, "model": model, "layer": layer, "head": head} | values
+        return [Stage("attention", 1, lambda: views.head(book, **case))]
+
+    def follow(change: Any) -> None:
+        if not explorer.quiet and change["new"] is not None:
+            other = heads if change["owner"] is controls["head"] else controls["head"]
+            other.value = change["new"]
+
+    explorer = Explorer(question, controls, stages, [ipy.VBox([look, told, heads], layout={"margin": "0 0 0 16px"})])
+    for control in (heads, controls["head"]):
+        control.observe(follow, "value")
+    return explorer
 
 
-def comparison(book: Explainer) -> Explorer:
-    """Two models on one's own sentence, words aligned, with the difference over its floor."""
-    labels = list(book.models)
-    pair = {"base": _choice("Model", labels), "other": _choice("Other model", labels, labels[-1])}
-    rest = {"keep_sink": _flag("Keep the first position", book.study.keep_sink)}
-    controls = _texts(book) | pair | _setting(book, list(METHODS)) | rest
-    most = 2 * len(book.study.baselines) * book.study.budget
-    return Explorer(_fitted(controls), _with(views.comparison, book), book, most)
+def _coloured(name: str, layers: int, values: Sequence[float]) -> str:
+    """The style of a map of heads: a cell a button, darker for a greater value."""
+    colours, most = mpl.colormaps["Blues"], max(*values, 1e-9)
+    cells = "".join(
+        f".xai-heads-{name} button:nth-child({place}) {{background: rgb({', '.join(f'{255 * c:.0f}' for c in rgb)})}}\n"
+        for place, value in enumerate(values, 1)
+        for rgb in [colours(float(value) / most)[:3]]
+    )
+    return (
+        f"<style>.xai-heads-{name} > div {{display: grid; grid-template-columns: repeat({layers}, 14px); gap: 1px}}\n"
+        f".xai-heads-{name} button {{width: 14px; height: 14px; margin: 0; padding: 0; font-size: 0; min-width: 0}}\n"
+        f"{cells}.xai-heads-{name} button.mod-active {{outline: 3px solid #e08214; z-index: 1}}</style>"
+    )
 
 
-EXPLORERS = {"attribution": attribution, "attention": attention, "influence": influence, "comparison": comparison}
+EXPLORERS: dict[str, Callable[[Question], Explorer]] = {
+    "attribution": attribution,
+    "attention": attention,
+    "influence": influence,
+    "comparison": comparison,
+}
 
 
 def explore(book: Explainer, *names: str) -> None:
-    """Show explorers by name, several as tabs, each started when it is first seen; nothing in a headless run."""
+    """Show explorers by name, several as tabs, each started when it is seen; nothing in a headless run."""
     if os.environ.get("XAI_HEADLESS"):
         return
-    explorers = [EXPLORERS[name](book) for name in names]
-    if len(explorers) == 1:
-        display(Javascript(PAGE), explorers[0])
-        explorers[0].start()
-        return
+    question = Question(book)
+    explorers = [EXPLORERS[name](question) for name in names]
     tabs = ipy.Tab(explorers, titles=[name.capitalize() for name in names])
 
     def seen(_: object = None) -> None:
-        explorer = explorers[tabs.selected_index]
-        if explorer.thread is None:
+        explorer = explorers[tabs.selected_index or 0]
+        if explorer.stale:
             explorer.start()
 
+    def changed() -> None:
+        for explorer in explorers:
+            explorer.stale = True
+            explorer.cancel()
+        seen()
+
+    question.changed = changed
     tabs.observe(seen, "selected_index")
-    display(Javascript(PAGE), tabs)
+    whole = ipy.VBox([ipy.HTML(STYLE), question, tabs if len(names) > 1 else explorers[0]])
+    display(Javascript(PAGE), whole)
     seen()

@@ -39,8 +39,7 @@ def check_invariants(base: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast
     """What holds of every substitution, read from the two files alone."""
     old_file, new_file = model_of(base), model_of(new)
     assert sorted(old_file["vocab"].values()) == sorted(new_file["vocab"].values())
-    for merge in new_file["merges"]:
-        assert {*merge, "".join(merge)} <= set(new_file["vocab"])
+    assert {part for merge in new_file["merges"] for part in (*merge, "".join(merge))} <= set(new_file["vocab"])
     changed = {token for token, place in new_file["vocab"].items() if old_file["vocab"].get(token) != place}
     assert all(vocabulary.is_cyrillic(token) for token in changed)
     assert set(vocabulary.byte_letters().values()) & set(old_file["vocab"]) <= set(new_file["vocab"])

@@ -27,8 +27,8 @@ from xai_utils.study.explainer import Explainer
 from xai_utils.text.words import visible
 from xai_utils.widgets import views
 
-PATIENCE = 120_000  # milliseconds until a condition that must come true is given up
-TEXT = "The cat sat on the mat"
+PATIENCE = 30_000  # milliseconds until a condition that must come true is given up
+TEXT = "There are eight planets"
 MARKUP = "<b>cat</b> costs $x$ {{ y }}"
 LONG = "The cat sat on the mat and the dog ran after the cat in the garden of the house"
 EXPLORER = ".xai-explorer:not(.xai-question):visible"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import ipywidgets as ipy
@@ -87,10 +86,9 @@ def _staged(
 ) -> list[Stage]:
     """A first picture where the method takes more than a pass, then the method's own, then with all that tests it."""
     most = sum(asked.passes(label) for label in labels)
-    names = ([QUICK] if most > len(labels) else []) + [asked.method]
-    found = [
-        Stage(method_name(name), len(labels) if name == QUICK else most, partial(view, name, False)) for name in names
-    ]
+    found = [Stage(method_name(asked.method), most, lambda: view(asked.method, False))]
+    if most > len(labels):
+        found.insert(0, Stage(method_name(QUICK), len(labels), lambda: view(QUICK, False)))
     return [*found, Stage(last, WHOLE, lambda: view(asked.method, True))]
 
 
@@ -125,8 +123,8 @@ def comparison(question: Question) -> Explorer:
         asked = views.comparable(book, base, other, **values)
 
         def view(method: str, whole: bool) -> views.View:
-            both: dict[str, Any] = {"base": base, "other": other, "parts": whole, "tests": whole}
-            return views.comparison(book, **both, **values | {"method": method})
+            own = values | {"method": method}
+            return views.comparison(book, base=base, other=other, parts=whole, tests=whole, **own)
 
         return _staged(asked, [base, other], view, "what makes the difference, and deletion tests")
 
@@ -145,7 +143,7 @@ def attention(question: Question) -> Explorer:
     }
     heads, look, fitted = ipy.ToggleButtons(), ipy.HTML(), list[tuple[str, str]]()
     heads.add_class("xai-heads")
-    heads.add_class(f"xai-heads-{heads.model_id}")
+    heads.add_class(f"xai-heads-{id(heads)}")
     told = ipy.HTML(
         "<b>All heads</b>: a column is a layer, a row a head. The darker, the more it looks at one earlier token that "
         "is neither the first nor the one just before. Click on one, or choose it under <i>Head</i>."
@@ -163,7 +161,7 @@ def attention(question: Question) -> Explorer:
         controls["head"].options = [(f"layer {x}, head {y} ({found[x, y]:.2f})", (x, y)) for x, y in order]
         heads.options = [(f"{x}.{y}", (x, y)) for x, y in by_row]
         heads.tooltips = [f"layer {x}, head {y}: {found[x, y]:.2f}" for x, y in by_row]
-        look.value = _coloured(heads.model_id, found.shape[0], [found[place] for place in by_row])
+        look.value = _coloured(id(heads), found.shape[0], [found[place] for place in by_row])
         controls["head"].value = heads.value = kept
         explorer.quiet = False
         fitted[:] = [(text, model)]
@@ -186,7 +184,7 @@ def attention(question: Question) -> Explorer:
     return explorer
 
 
-def _coloured(name: str, layers: int, values: Sequence[float]) -> str:
+def _coloured(name: int, layers: int, values: Sequence[float]) -> str:
     """The style of a map of heads: a cell a button, darker for a greater value."""
     colours, most = mpl.colormaps["Blues"], max(*values, 1e-9)
     cells = "".join(

@@ -103,8 +103,11 @@ class Question(ipy.VBox):
             word = re.match(r"\s*(\w+|\S)", after)
             offered |= dict.fromkeys([own, *([word[0]] if word else [])])
         self.said.value = f'<div role="status">{"<br>".join(said)}</div>'
-        answers = [answer for answer in offered if answer.strip() and answer.isprintable()][:OFFERED]
-        self.offers.children = (ipy.Label("Explain:"), *(self._offer(answer, values["text"]) for answer in answers))
+        whole = [answer for answer in offered if answer.strip() and answer.isprintable() and "\ufffd" not in answer]
+        self.offers.children = (
+            ipy.Label("Explain:"),
+            *(self._offer(answer, values["text"]) for answer in whole[:OFFERED]),
+        )
         self._asked = values
 
     def _offer(self, answer: str, text: str) -> ipy.Button:

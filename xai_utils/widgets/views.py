@@ -89,8 +89,8 @@ class Asked:
 
     def explained(self, label: str, tests: bool) -> Attribution:
         """The attribution, kept with the study's, and its trust card."""
-        found = self.own.attribute(label, OWN, self.method, self.target, **self.settings)
-        return api.with_card(self.model(label), found, tests)
+        model = self.model(label)
+        return api.with_card(model, self.own.attribute(label, OWN, self.method, self.target, **self.settings), tests)
 
     def passes(self, label: str) -> int:
         """The most passes of the model that the method may take, roughly."""
@@ -207,7 +207,7 @@ def head(
     case = on_text(book, text).case(model, OWN)
     found = _layer(book.models[model], case, layer)
     if not (isinstance(head, int) and 0 <= head < len(found.weights)):
-        raise UserError(f"model '{model}' has no head {head}; expected 0 to {len(found.weights) - 1}; choose another")
+        raise UserError(f"model '{model}' has no head {head!r}; expected 0 to {len(found.weights) - 1}; choose another")
     weights = found.contributions if weighted else found.weights
     if weights is None:
         raise UserError(f"the values of model '{model}' are kept in a place that is not known; choose plain weights")
@@ -237,7 +237,7 @@ def _layer(model: LoadedModel, case: Case, index: int) -> Layer:
     kept: list[Layer] = []
     layers = model.model.config.get_text_config().num_hidden_layers
     if not (isinstance(index, int) and 0 <= index < layers):
-        raise UserError(f"model '{model.label}' has no layer {index}; expected 0 to {layers - 1}; choose another")
+        raise UserError(f"model '{model.label}' has no layer {index!r}; expected 0 to {layers - 1}; choose another")
     stream(model, case.ids, lambda layer: kept.append(layer) if layer.index == index else None, norms=True)
     return kept[0]
 

@@ -141,10 +141,11 @@ def test_a_published_notebook_is_replaced_by_its_clean_copy(book):
 
 def test_running_again_gives_the_same_bytes(book):
     path = book("01_a", "print('a')", "1 + 1", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
-    execute(NotebookRun(path, path))
-    first = path.read_bytes()
-    execute(NotebookRun(path, path))
-    assert path.read_bytes() == first and b"image/png" in first
+    for job in (NotebookRun(path, path), NotebookRun(path, path.with_name("out.ipynb"), {"layer": 3})):
+        execute(job)
+        first = job.output.read_bytes()
+        execute(job)
+        assert job.output.read_bytes() == first and b"image/png" in first
 
 
 def test_the_published_study_writes_its_notebooks_in_place_and_with_settings_it_does_not(book, notebooks, runs, study):

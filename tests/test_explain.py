@@ -21,6 +21,7 @@ from xai_utils.study import explainer
 from xai_utils.study.config import Study
 from xai_utils.study.explainer import Explainer
 from xai_utils.text.entry import TextEntry
+from xai_utils.text.words import visible
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_continuation_is_greedy_and_explained_token_by_token(book):
     rows = tables["continuations"].query("model == 'base'")
     ids = torch.tensor([book.case("base", "capital").ids])
     greedy = model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
-    expected = [model.tokenizer.decode([token]) for token in greedy[0, ids.shape[1] :].tolist()]
+    expected = [visible(model.tokenizer.decode([token])) for token in greedy[0, ids.shape[1] :].tolist()]
     assert rows.drop_duplicates("step")["generated"].tolist() == expected
     proofs = tables["certificates"].query("model == 'base'").set_index("step")
     for step, row in rows.groupby("step"):

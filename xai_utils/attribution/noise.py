@@ -66,7 +66,7 @@ def dose_response(
     """
     objective, rows = Objective(model, case, target), units(case)
     chosen = players(case, keep_sink)
-    table = []
+    table, rms = [], embedding_rms(model)
     for given in sigmas:
         sigma = _sigma(model, given, relative)
         noisy = _noised(objective, [player.positions for player in chosen], sigma, draws, seed)
@@ -80,7 +80,7 @@ def dose_response(
                 | {
                     "unit": target.unit,
                     "sigma": sigma,
-                    "relative_sigma": sigma / embedding_rms(model),
+                    "relative_sigma": sigma / rms,
                     "word": unit.text,
                     "start": unit.start,
                     "end": unit.end,

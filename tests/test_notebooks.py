@@ -18,7 +18,7 @@ from xai_utils.study.run import NOTEBOOKS
 
 COMMITTED = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 TOLD = [path for path in COMMITTED if "01" <= path.stem[:2] <= "05"]
-LINES = 7  # of a cell, imports apart
+LINES = 9  # of a cell, imports apart
 IMPORT = re.compile(r"(from [\w.]+ )?import ")
 FIRST = 12  # cells before the first figure, prose among them
 KEYS = ["study", "text", "model", "role"]

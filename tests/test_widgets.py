@@ -234,6 +234,7 @@ def test_progress_says_what_runs_how_far_it_is_and_since_when(endless, monkeypat
 
 def test_methods_tell_their_error(twins, question):
     seen = []
+    question.text.value = "A bird sang in the old tree"  # one that no other test has asked about: results are kept
     explorer = explorers.attribution(question)
     explorer.quiet = True
     explorer.controls["method"].value = "integrated_gradients"

@@ -103,7 +103,7 @@ def tiny(tmp_path, monkeypatch):
 
         counted.__module__, counted.__name__ = line.function.__module__, line.function.__name__
         counted.__signature__ = inspect.signature(line.function)
-        monkeypatch.setitem(METHODS, name, replace(line, function=counted))
+        monkeypatch.setitem(METHODS, name, replace(line, source=counted))
     monkeypatch.setattr(evidence, "load_study", small)
     monkeypatch.setattr(explainer, "load", lambda entry: next(m for m in models if m.label == entry.label))
     return tmp_path / "evidence", computed

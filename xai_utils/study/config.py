@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, Strict, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from xai_utils.attribution.methods import method_named
 from xai_utils.errors import UserError, nearest, shown
 from xai_utils.fields import Count, FileName, Flag, Positive, Text, kind_of, place_of, said
 from xai_utils.files import ROOT, locate
@@ -171,8 +172,6 @@ def load_study(path: str | Path) -> Study:
 
 
 def _check_methods(study: Study, path: str) -> None:
-    from xai_utils.attribution.methods import method_named  # which takes torch along: after all else that can be wrong
-
     for index, name in enumerate(study.methods):
         try:
             method_named(name)

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import TrainableTokensWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -144,7 +145,14 @@ def embedding_matrix(model: PreTrainedModel) -> Tensor:
 
 def _tied(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
-    return head is not None and cast(nn.Linear, head).weight.data_ptr() == embedding_matrix(model).data_ptr()
+    return head is not None and _stored(head).data_ptr() == _stored(model.get_input_embeddings()).data_ptr()
+
+
+def _stored(layer: Any) -> nn.Parameter:
+    """A layer's own weight. What peft wraps around it for token rows adds them to a new tensor at every call."""
+    if isinstance(layer, TrainableTokensWrapper):
+        layer = layer.token_adapter
+    return cast(nn.Parameter, getattr(layer, "base_layer", layer).weight)
 
 
 def replace_rows(

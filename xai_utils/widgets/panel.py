@@ -180,9 +180,11 @@ class Explorer(ipy.VBox):
         with ONE_AT_A_TIME:
             if watch is not self._watch:
                 return
+            whole = False
             try:
                 with watch:
                     line = self._compute(watch)
+                whole = True
             except Stopped:
                 line = f"<b>Stopped</b> after {_passes(watch.passes)}; what is shown is not complete."
             except UserError as error:
@@ -190,6 +192,7 @@ class Explorer(ipy.VBox):
             except Exception as error:  # a thread's traceback would be lost
                 line = _problem(f"{type(error).__name__}: {error}")
             if watch is self._watch:
+                self._fade(not whole)
                 self._say(line)
                 self.stop.disabled, self.bar.value, self.at.value = True, 0, "Idle"
 
@@ -216,7 +219,6 @@ class Explorer(ipy.VBox):
                 self._seen = dict([*self._seen.items()][-REMEMBERED:]) | {key: view}
         view = self._seen[key]
         self.picture.value = view.html
-        self._fade(False)
         cost = f"{_passes(watch.passes)} through a model" if watch.passes else "remembered"
         return f"{html.escape(visible(view.line))} <small>({cost}, {time.monotonic() - began:.1f} s)</small>"
 

@@ -45,6 +45,7 @@ def question(twins):
 def test_a_quick_picture_comes_first_and_the_views_own_last(twins, question, name):
     explorer = explorers.EXPLORERS[name](question)
     assert explorer.thread is None  # nothing is computed before it is shown
+    question.text.value, question.answer.value = f"A word on {name}", " Paris."  # results are kept: each its own text
     pictures = []
     explorer.picture.observe(lambda change: pictures.append(change["new"]), "value")
     last = run(explorer)
@@ -238,6 +239,7 @@ def test_methods_tell_their_error(twins, question):
     explorer = explorers.attribution(question)
     explorer.quiet = True
     explorer.controls["method"].value = "integrated_gradients"
+    explorer.controls["keep_sink"].value = False
     explorer._report = lambda passes: seen.append(explorer._watch.error)
     run(explorer)
     errors = [error for error in seen if error]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,15 @@ def explain(
     return with_card(model, dataclasses.replace(found, method=method))
 
 
-def with_card(model: LoadedModel, found: Attribution, tests: bool = True) -> Attribution:
-    """An explanation with its trust card; `tests` allows deletion tests, which are made for up to TESTED words."""
-    return dataclasses.replace(found, trust=assess(model, found, tests=tests and len(found.words) <= TESTED))
+def with_card(
+    model: LoadedModel, found: Attribution, tests: bool = True, asked: Mapping[Any, Any] | None = None
+) -> Attribution:
+    """An explanation with its trust card; `tests` allows deletion tests, which are made for up to TESTED words.
+
+    `asked` is the case's row of the table `behaviour`, where it is known.
+    """
+    card = assess(model, found, tests=tests and len(found.words) <= TESTED, asked=asked)
+    return dataclasses.replace(found, trust=card)
 
 
 def compare(

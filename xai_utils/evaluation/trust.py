@@ -135,18 +135,20 @@ def assess(
     absences: Sequence[str] = PANEL,
     budget: int = 1024,
     seed: int = 0,
+    asked: Mapping[Any, Any] | None = None,
 ) -> TrustCard:
     """The trust card of an explanation of this model.
 
     Asks the model for its own continuation and, with `tests`, for the deletion tests of this one explanation; without
     them faithfulness is unknown. `controls` are explanations of the same text by models that learnt nothing, `absences`
-    the panel's, where it is not the default one.
+    the panel's, where it is not the default one; `asked` is the case's row of the table `behaviour`, where it is known.
     """
     rows = None
     if tests:
         scores = pd.DataFrame(word_rows(found))
         rows = faithfulness(model, found.case, found.target, scores, absences=absences, budget=budget, seed=seed)
-    return card(found, behaviour(model, found.case).to_dict("records")[0], rows, controls or {})
+    known = behaviour(model, found.case).to_dict("records")[0] if asked is None else asked
+    return card(found, known, rows, controls or {})
 
 
 def card(

@@ -58,7 +58,7 @@ def comparison_html(pair: Comparison) -> str:
 
 def _beside(*parts: str) -> str:
     """Parts beside each other, as many as the width allows."""
-    inner = "".join(f'<div style="max-width:28em">{part}</div>' for part in parts if part)
+    inner = "".join(f"<div>{part}</div>" for part in parts if part)
     return f'<div style="display:flex;flex-wrap:wrap;gap:.4em 2em;align-items:flex-start">{inner}</div>'
 
 

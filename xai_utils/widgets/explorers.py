@@ -46,11 +46,11 @@ window.xaiExplorers.observe(document.body, {childList: true, subtree: true});
 def _choice(label: str, options: Sequence[Any], value: Any = None) -> ipy.Dropdown:
     first = options[0][1] if isinstance(options[0], tuple) else options[0]
     chosen = first if value is None else value
-    return ipy.Dropdown(options=options, value=chosen, description=label, style=LABEL, layout={"width": "auto"})
+    return ipy.Dropdown(options=options, value=chosen, description=label, style=LABEL, layout={"width": "max-content"})
 
 
 def _flag(label: str, value: bool) -> ipy.Checkbox:
-    return ipy.Checkbox(value, description=label, indent=False, style=LABEL, layout={"width": "auto"})
+    return ipy.Checkbox(value, description=label, indent=False, style=LABEL, layout={"width": "max-content"})
 
 
 def _rows(by: str) -> ipy.Dropdown:
@@ -61,7 +61,7 @@ def _setting(book: Explainer, methods: Sequence[str]) -> dict[str, ipy.DOMWidget
     """What the explorers of scores have in common; settings that the chosen method lacks are switched off."""
     study = book.study
     sigma = ipy.FloatLogSlider(study.sigma, min=-3, max=1, step=0.25, description="Sigma", style=LABEL)
-    sigma.continuous_update, sigma.layout.width = False, "auto"
+    sigma.continuous_update, sigma.layout.width = False, "220px"
     controls = {
         "target": _choice("Target", [(name.replace("_", " "), name) for name in UNITS]),
         "method": _choice("Method", [(method_name(name), name) for name in methods], DEFAULT_METHOD),
@@ -136,7 +136,7 @@ def attention(question: Question) -> Explorer:
     book = question.book
     controls = {
         "model": _choice("Model", list(book.models)),
-        "head": ipy.Dropdown(description="Head", style=LABEL, layout={"width": "auto"}),
+        "head": ipy.Dropdown(description="Head", style=LABEL, layout={"width": "max-content"}),
         "by": _rows("token"),
         "apart": _flag("First position set apart", False),
         "weighted": _flag("Times value norms", False),

@@ -48,7 +48,7 @@ class Stage:
 
 def text_field(label: str, value: str | None, hint: str) -> ipy.Text:
     """A line of text that counts when Enter is pressed or the line is left."""
-    look: dict[str, Any] = {"style": LABEL, "layout": {"width": "auto", "flex": "1 1 12em"}}
+    look: dict[str, Any] = {"style": LABEL, "layout": {"width": "100%"}}
     return ipy.Text(value or "", description=label, placeholder=hint, continuous_update=False, **look)
 
 
@@ -104,10 +104,8 @@ class Question(ipy.VBox):
             offered |= dict.fromkeys([own, *([word[0]] if word else [])])
         self.said.value = f'<div role="status">{"<br>".join(said)}</div>'
         whole = [answer for answer in offered if answer.strip() and answer.isprintable() and "\ufffd" not in answer]
-        self.offers.children = (
-            ipy.Label("Explain:"),
-            *(self._offer(answer, values["text"]) for answer in whole[:OFFERED]),
-        )
+        offers = [self._offer(answer, values["text"]) for answer in whole[:OFFERED]]
+        self.offers.children = (ipy.Label("Explain:"), *offers) if offers else ()
         self._asked = values
 
     def _offer(self, answer: str, text: str) -> ipy.Button:
@@ -151,10 +149,10 @@ class Explorer(ipy.VBox):
         self.stop.on_click(lambda _: self.cancel())
         for control in self.controls.values():
             control.observe(self._change, "value")
-        columns = ipy.Layout(grid_template_columns="repeat(auto-fit, minmax(200px, 1fr))", grid_gap="0 12px")
+        wrapped = ipy.Layout(flex_flow="row wrap", grid_gap="2px 16px", align_items="center")
         row = ipy.HBox([self.explain, self.stop, self.bar, self.at])
         shown = ipy.HBox([self.picture, *beside]) if beside else self.picture
-        super().__init__([ipy.GridBox(list(self.controls.values()), layout=columns), row, self.line, shown])
+        super().__init__([ipy.HBox(list(self.controls.values()), layout=wrapped), row, self.line, shown])
         self.add_class("xai-explorer")
 
     def _change(self, _: object) -> None:
@@ -182,9 +180,11 @@ class Explorer(ipy.VBox):
         with ONE_AT_A_TIME:
             if watch is not self._watch:
                 return
+            whole = False
             try:
                 with watch:
                     line = self._compute(watch)
+                whole = True
             except Stopped:
                 line = f"<b>Stopped</b> after {_passes(watch.passes)}; what is shown is not complete."
             except UserError as error:
@@ -192,6 +192,7 @@ class Explorer(ipy.VBox):
             except Exception as error:  # a thread's traceback would be lost
                 line = _problem(f"{type(error).__name__}: {error}")
             if watch is self._watch:
+                self._fade(not whole)
                 self._say(line)
                 self.stop.disabled, self.bar.value, self.at.value = True, 0, "Idle"
 
@@ -211,14 +212,13 @@ class Explorer(ipy.VBox):
             if watch.stopped:
                 raise Stopped
             self.picture.value = view.html
-            self._fade(stage is not stages[-1])
+            self._fade(False)
             if stage is not stages[-1]:
                 self._say(f"{html.escape(view.line)} <i>More is being computed.</i>")
             else:
                 self._seen = dict([*self._seen.items()][-REMEMBERED:]) | {key: view}
         view = self._seen[key]
         self.picture.value = view.html
-        self._fade(False)
         cost = f"{_passes(watch.passes)} through a model" if watch.passes else "remembered"
         return f"{html.escape(visible(view.line))} <small>({cost}, {time.monotonic() - began:.1f} s)</small>"
 

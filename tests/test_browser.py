@@ -154,7 +154,9 @@ def words(html):
 def sees(page, view):
     """The visible explorer comes to show this view, whole on the screen's width."""
     shown = page.locator(PICTURE)
-    expect(page.locator(EXPLORER).get_by_role("status")).to_contain_text(view.line)
+    line = page.locator(EXPLORER).get_by_role("status")
+    expect(line).to_contain_text(view.line)
+    expect(line).to_contain_text(re.compile(r"\((remembered|\d+ pass)"))  # the last picture, not an early one
     if "<img" in view.html:
         expect(shown.locator("img")).to_have_attribute("alt", view.alt)
         assert shown.locator("img").evaluate("image => image.complete && image.naturalWidth > 200")

@@ -12,10 +12,11 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
+from jinja2 import BytecodeCache, Environment, FileSystemLoader, StrictUndefined, Undefined
+from jinja2.bccache import Bucket
 from markupsafe import Markup
 
 from xai_utils.attribution.methods import method_name
@@ -56,6 +57,19 @@ def significant(value: float, digits: int = 2) -> str:
     return f"{value:,.{max(places, 0)}f}".replace("-", "−")
 
 
+class Compiled(BytecodeCache):
+    """Templates that were compiled in this process: each rendering has an environment of its own."""
+
+    kept: ClassVar[dict[str, bytes]] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        if bucket.key in self.kept:
+            bucket.bytecode_from_string(self.kept[bucket.key])
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self.kept[bucket.key] = bucket.bytecode_to_string()
+
+
 class Page:
     """One rendering: an environment whose filters record what they print in `numbers`, as (value, text)."""
 
@@ -63,6 +77,7 @@ class Page:
         self.numbers: list[tuple[float, str]] = []
         self.environment = Environment(
             loader=FileSystemLoader(TEMPLATES),
+            bytecode_cache=Compiled(),
             undefined=StrictUndefined,
             finalize=self._finished,
             autoescape=True,  # what a macro returns is finished Markdown, and is not escaped again

@@ -22,7 +22,7 @@ from report.facts import Facts, facts, numbers
 from report.facts.difference import Removal
 from report.facts.scope import Adaptation, Quality, Scope
 from report.facts.trust import Card, Elsewhere, Sanity
-from report.page import TEMPLATES, Page, plain, significant
+from report.page import TEMPLATES, Compiled, Page, plain, significant
 from report.pictures import there
 from tests.synthetic import measured, with_path
 
@@ -224,6 +224,12 @@ def neighbours(told: Any) -> Iterator[Any]:
                 yield dataclasses.replace(told, **{field.name: other})
 
 
+class Watched(Compiled):
+    """What is compiled with its conditions noted, apart from what others use."""
+
+    kept: typing.ClassVar[dict[str, bytes]] = {}
+
+
 class Watching(Environment):
     """An environment that notes of every condition in a template whether it was true, and whether it was false."""
 
@@ -242,7 +248,7 @@ class Watching(Environment):
 @pytest.fixture
 def watching(monkeypatch):
     def made(**settings):
-        found = Watching(**settings)
+        found = Watching(**settings | {"bytecode_cache": Watched()})
         found.globals["_noted"] = noted
         return found
 

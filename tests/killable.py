@@ -1,14 +1,11 @@
-"""A short training of a tiny model in a process that can be killed: `python -m tests.killable FOLDER WORKERS STEPS`."""
+"""A short training of a tiny model in a process that can be killed."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 
-from recipes.token_substitution.pipeline import free_port
 from recipes.token_substitution.substituted import Substituted
 from recipes.token_substitution.train import Recipe, Trainer, Worker
 from tests.tiny import tiny_model
@@ -38,14 +35,6 @@ def work(rank: int, workers: int, port: int, folder: Path, steps: int) -> None:
         dist.destroy_process_group()
 
 
-if __name__ == "__main__":
-    folder, port = Path(sys.argv[1]), free_port()
-    workers, steps = map(int, sys.argv[2:])
-    context = multiprocessing.get_context("spawn")
-    others = [
-        context.Process(target=work, args=(rank, workers, port, folder, steps), daemon=True)
-        for rank in range(1, workers)
-    ]
-    for process in others:
-        process.start()
-    work(0, workers, port, folder, steps)
+def alone(folder: Path) -> None:
+    """A training without other workers."""
+    work(0, 1, 0, folder, RECIPE.steps)

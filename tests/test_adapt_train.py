@@ -1,11 +1,5 @@
 """Training of new rows in a tiny model: losses and gradients against transformers, and resuming after a kill."""
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +9,13 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from recipes.token_substitution import train
+from recipes.token_substitution.pipeline import free_port
 from recipes.token_substitution.substituted import Features, Substituted, output_surprise
 from recipes.token_substitution.train import Memory, Recipe, Worker
+from tests import killable, killing
 from tests.killable import RECIPE, ROWS, data, trainer
 from tests.tiny import tiny_model
 from xai_utils.errors import UserError
-from xai_utils.files import ROOT
 
 
 @pytest.fixture
@@ -137,30 +132,10 @@ def test_every_window_comes_once_before_any_comes_again() -> None:
     assert seen == [*range(10), *range(10)]
 
 
-def run(folder: Path, workers: int = 1, steps: int = RECIPE.steps) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.killable", str(folder), str(workers), str(steps)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
-
-
 def test_killed_anywhere_it_ends_in_the_same_rows(tmp_path: Path) -> None:
-    assert run(tmp_path / "whole").wait() == 0
-    random_, kills, begun = random.Random(0), 0, tmp_path / "killed" / "rows.pt"
-    while kills < 3:
-        process, before = run(tmp_path / "killed"), begun.stat().st_mtime_ns if begun.exists() else 0
-        while process.poll() is None and (not begun.exists() or begun.stat().st_mtime_ns == before):
-            time.sleep(0.002)
-        time.sleep(random_.uniform(0, 0.02))
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert kills >= 1
-    assert run(tmp_path / "killed").wait() == 0
+    killing.finished(killable.alone, tmp_path / "whole")
+    assert killing.killed(killable.alone, tmp_path / "killed", file=tmp_path / "killed" / "rows.pt", times=4) >= 1
+    killing.finished(killable.alone, tmp_path / "killed")
     whole, killed = (train.read_checkpoint(tmp_path / name) for name in ("whole", "killed"))
     told = [{name: checkpoint.pop(name) for name in ("recipe", "machine", "data")} for checkpoint in (whole, killed)]
     assert told[0] == told[1] and told[0]["data"]
@@ -170,8 +145,12 @@ def test_killed_anywhere_it_ends_in_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_two_workers_gather_what_one_sees(tmp_path: Path) -> None:
-    assert run(tmp_path / "two", workers=2, steps=1).wait() == 0
-    assert run(tmp_path / "one", workers=1, steps=1).wait() == 0
+    port = free_port()
+    both = [killing.started(killable.work, rank, 2, port, tmp_path / "two", 1) for rank in (0, 1)]
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    killing.finished(killable.work, 0, 1, 0, tmp_path / "one", 1)
     one, two = (train.read_checkpoint(tmp_path / name) for name in ("one", "two"))
     torch.testing.assert_close(two["memory"], one["memory"], atol=1e-5, rtol=1e-4)
     (_, moments_one), (_, moments_two) = (state["optimiser"]["state"][0]["GG"] for state in (one, two))

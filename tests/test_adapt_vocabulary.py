@@ -163,8 +163,8 @@ def test_the_shipped_tokenizer_s_round_trip(smollm2, shipped: PreTrainedTokenize
         tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"], clean_up_tokenization_spaces=False)
         for tokenizer in (smollm2.tokenizer, shipped)
     )
-    letters = vocabulary.byte_letters()
-    if all(letters[byte] in smollm2.tokenizer.get_vocab() for byte in text.encode()):
+    letters, known = vocabulary.byte_letters(), smollm2.tokenizer.get_vocab()
+    if all(letters[byte] in known for byte in text.encode()):
         assert after == text
     assert after == before
 

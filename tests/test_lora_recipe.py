@@ -1,11 +1,5 @@
 """The LoRA recipe on tiny models: losses by hand, resuming after a kill, PEFT's format, windows, card."""
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,6 +13,7 @@ from recipes.lora import data, pipeline, publish, samples, train, trials
 from recipes.token_substitution import measure
 from recipes.token_substitution import publish as shared
 from recipes.token_substitution.corpus import Corpus, Text
+from tests import killable_lora, killing
 from tests.killable_lora import RECIPE, run, trainer, windows
 from tests.tiny import CORPUS, save_tiny, tiny_loaded, tiny_model, tiny_tokenizer
 from xai_utils.errors import UserError
@@ -82,26 +77,11 @@ def test_a_base_in_half_precision_trains_an_adapter_in_full(tmp_path: Path) -> N
     assert train.finished(tmp_path).machine["dtype"] == "bfloat16"
 
 
-def start(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.killable_lora", str(folder)]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-
-
 def test_killed_anywhere_it_ends_in_the_same_adapter(tmp_path: Path) -> None:
-    assert start(tmp_path / "whole").wait() == 0
-    random_, kills, begun = random.Random(0), 0, tmp_path / "killed" / train.FILE
-    while kills < 2:
-        process, before = start(tmp_path / "killed"), begun.stat().st_mtime_ns if begun.exists() else 0
-        while process.poll() is None and (not begun.exists() or begun.stat().st_mtime_ns == before):
-            time.sleep(0.002)
-        time.sleep(random_.uniform(0, 0.02))
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert kills >= 1
-    assert start(tmp_path / "killed").wait() == 0
+    killing.finished(killable_lora.alone, tmp_path / "whole")
+    begun = tmp_path / "killed" / train.FILE
+    assert killing.killed(killable_lora.alone, tmp_path / "killed", file=begun, times=4) >= 1
+    killing.finished(killable_lora.alone, tmp_path / "killed")
     (whole, told), (killed, told_too) = (train.read_checkpoint(tmp_path / name) for name in ("whole", "killed"))
     torch.testing.assert_close(killed, whole, rtol=0, atol=0)
     logs = [[(row["step"], row["loss"], row["divergence"]) for row in one.pop("log")] for one in (told, told_too)]

@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
-PYTEST_ARGS ?=
+# in several processes of one core each
+PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup report verify test lab evidence adapt adapt-help bench lint format clean
@@ -30,7 +31,7 @@ verify: setup  ## compare the tables of a rerun with the committed ones, number 
 
 test: setup  ## fetch the models that the tests use, then run the tests
 	$(BIN)/python -m xai_utils fetch --tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lab: setup  ## JupyterLab on loopback, with its token
 	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks

@@ -63,12 +63,16 @@ def greedy(model: LoadedModel, case: Case, steps: int) -> list[int]:
     """The most probable continuation of a prompt, at most `steps` tokens, up to the end of the text."""
     if steps < 1:
         raise UserError(f"continuation is {steps} tokens; expected at least 1")
-    ids = list(case.ids)
-    for _ in range(steps):
-        ids.append(int(model.logits(ids)[-1].argmax()))
-        if ids[-1] == model.tokenizer.eos_token_id:
-            break
-    return ids[len(case.ids) :]
+    found: list[int] = []
+    kept = None  # keys and values of what was read, where the model keeps any
+    while len(found) < steps and model.tokenizer.eos_token_id not in found:
+        ids = found[-1:] if kept is not None else [*case.ids, *found]
+        given = torch.tensor([ids], device=model.device)
+        with torch.no_grad():
+            output = model.model(input_ids=given, past_key_values=kept, use_cache=True, logits_to_keep=1)
+        kept = output.get("past_key_values")
+        found.append(int(output.logits[0, -1].argmax()))
+    return found
 
 
 def unrolled(model: LoadedModel, case: Case, generated: list[int]) -> list[tuple[Case, Target]]:

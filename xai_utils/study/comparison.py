@@ -26,9 +26,10 @@ DIFFERENCE = (
 )
 
 
-def behaviours(book: Explainer) -> pd.DataFrame:
-    """Table `behaviour` of a study: how sure every model is of every answer, and how it would go on by itself."""
-    return pd.concat(book.compute([book.job(*case, _behaviour) for case in book.pairs]), ignore_index=True)
+def behaviours(book: Explainer, label: str | None = None) -> pd.DataFrame:
+    """Table `behaviour` of a study: how sure every model, or one, is of every answer, and how it would go on."""
+    wanted = [case for case in book.pairs if label in (None, case[0])]
+    return pd.concat(book.compute([book.job(*case, _behaviour) for case in wanted]), ignore_index=True)
 
 
 def _behaviour(model: LoadedModel, case: Case, target: Target) -> pd.DataFrame:

@@ -198,16 +198,18 @@ class Explorer(ipy.VBox):
 
     def _compute(self, watch: Watch) -> str:
         """Show the stages one after the other. The line under the last."""
-        began = time.monotonic()
-        self._stage, self._since, self._began = "how the models go on", 0.0, began
-        self.bar.max = 16 * len(self._models)
-        self.question.look()
-        stages = self._stages(**self.question.values, **{name: c.value for name, c in self.controls.items()})
+        self._began = time.monotonic()
+        asked = self.question.values
+        self._enter(watch, "reading the text", len(self._models))
+        try:
+            stages = self._stages(**asked, **{name: c.value for name, c in self.controls.items()})
+        except UserError:
+            self._look(watch)  # what the models would say may be the way out
+            raise
         values = tuple(c.value for c in self.controls.values())  # what the stages may have set
-        key = (*self.question.values.values(), *values)
+        key = (*asked.values(), *values)
         for stage in [] if key in self._seen else stages:
-            self._stage, self._since, watch.error = stage.name, watch.passes, None
-            self.bar.max, self.bar.value = max(stage.most, 1), 0
+            self._enter(watch, stage.name, stage.most)
             view = stage.make()
             if watch.stopped:
                 raise Stopped
@@ -215,12 +217,23 @@ class Explorer(ipy.VBox):
             self._fade(False)
             if stage is not stages[-1]:
                 self._say(f"{html.escape(view.line)} <i>More is being computed.</i>")
+                self._look(watch)
             else:
                 self._seen = dict([*self._seen.items()][-REMEMBERED:]) | {key: view}
+        self._look(watch)
         view = self._seen[key]
         self.picture.value = view.html
         cost = f"{_passes(watch.passes)} through a model" if watch.passes else "remembered"
-        return f"{html.escape(visible(view.line))} <small>({cost}, {time.monotonic() - began:.1f} s)</small>"
+        return f"{html.escape(visible(view.line))} <small>({cost}, {time.monotonic() - self._began:.1f} s)</small>"
+
+    def _enter(self, watch: Watch, stage: str, most: float) -> None:
+        self._stage, self._since, watch.error = stage, watch.passes, None
+        self.bar.max, self.bar.value = max(most, 1), 0
+
+    def _look(self, watch: Watch) -> None:
+        """How the models go on: said once a question, after its first picture."""
+        self._enter(watch, "how the models go on", 16 * len(self._models))
+        self.question.look()
 
     def _say(self, line: str) -> None:
         self.line.value = f'<div role="status">{line}</div>'

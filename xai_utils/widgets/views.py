@@ -89,9 +89,9 @@ class Asked:
 
     def explained(self, label: str, tests: bool) -> Attribution:
         """The attribution, kept with the study's, and its trust card."""
-        model, rows = self.model(label), behaviours(self.own)
+        model, asked = self.model(label), behaviours(self.own, label).to_dict("records")[0]
         found = self.own.attribute(label, OWN, self.method, self.target, **self.settings)
-        return api.with_card(model, found, tests, rows[rows["model"] == label].to_dict("records")[0])
+        return api.with_card(model, found, tests, asked)
 
     def passes(self, label: str) -> int:
         """The most passes of the model that the method may take, roughly."""

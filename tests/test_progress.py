@@ -2,10 +2,12 @@
 
 import os
 from collections import deque
+from dataclasses import replace
 
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from xai_utils.attribution.relevance import cp_lrp
 from xai_utils.models.entry import ModelEntry
 from xai_utils.study import progress
 from xai_utils.study.execute import headings
@@ -32,9 +34,18 @@ def test_the_time_left_is_what_similar_cases_took(clock):
 
 
 def test_only_recent_cases_count():
-    took = {"a": deque([9.0] * progress.RECENT, maxlen=progress.RECENT)}
-    took["a"].extend([1.0] * progress.RECENT)
-    assert progress.expected(["a"] * 3, took) == 3
+    took = {"a": deque([(1, 9.0)] * progress.RECENT, maxlen=progress.RECENT)}
+    took["a"].extend([(1, 1.0)] * progress.RECENT)
+    assert progress.expected([("a", 1)] * 3, took) == 3
+
+
+def test_long_cases_come_first_and_short_ones_are_not_taken_for_them(twins, clock):
+    """Russian under a model of English costs four times the tokens: by the case, the time left was thrice too long."""
+    job, left = twins.job("base", "capital", cp_lrp), []
+    long, short = (replace(job, cases=(replace(job.case, tokens=job.case.tokens * times),)) for times in (4, 1))
+    for item in progress._told([long] * 3 + [short] * 3, "x", lambda message: left.append(message.get("left"))):
+        clock.now += progress._size(item)
+    assert left[1:6] == [sum(map(progress._size, ([long] * 3 + [short] * 3)[done:])) for done in range(1, 6)]
 
 
 def test_the_line_changes_each_second_and_never_counts_below_nothing(clock, tmp_path):

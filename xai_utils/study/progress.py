@@ -1,7 +1,7 @@
 """Progress through long work, in cases: a bar where a person works, a message to the runner where one runs notebooks.
 
-The time left is what similar cases took. The runner writes one line on the terminal (`Line`), which changes each
-second.
+The time left is what similar cases took, by their length. The runner writes one line on the terminal (`Line`), which
+changes each second.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,27 +40,30 @@ def _told(
     tell: Callable[[dict[str, Any]], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Item]:
-    took: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
+    took: dict[str, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=RECENT))
     for done, item in enumerate(items):
-        left = expected([_kind(other) for other in items[done:]], took)
+        left = expected([(_kind(other), _size(other)) for other in items[done:]], took)
         tell({"what": what, "case": _name(item), "done": done, "of": len(items), "left": left})
         start = time.monotonic()
         yield item
-        took[_kind(item)].append(time.monotonic() - start)
+        took[_kind(item)].append((_size(item), time.monotonic() - start))
     tell({})
 
 
-def expected(kinds: Sequence[str], took: dict[str, deque[float]]) -> float | None:
-    """Seconds that cases of these kinds will take: the recent mean of each kind, or of all; None before any is done.
+def expected(cases: Sequence[tuple[str, float]], took: Mapping[str, Sequence[tuple[float, float]]]) -> float | None:
+    """Seconds that cases, of a kind and a size each, will take; None before any is done.
 
-    >>> expected(["a", "a", "b"], {"a": deque([1.0, 3.0])})
-    6.0
+    `took` has sizes and seconds of recent cases of each kind: time grows with size. A kind without any is taken for the
+    mean of the others.
+
+    >>> expected([("a", 2), ("a", 1), ("b", 1)], {"a": [(1, 1.0), (3, 3.0)]})
+    4.0
     """
-    known = {kind: sum(times) / len(times) for kind, times in took.items() if times}
+    known = {kind: sum(seconds for _, seconds in done) / sum(size for size, _ in done) for kind, done in took.items()}
     if not known:
         return None
     other = sum(known.values()) / len(known)
-    return sum(known.get(kind, other) for kind in kinds)
+    return sum(size * known.get(kind, other) for kind, size in cases)
 
 
 def _name(item: Any) -> str:
@@ -71,6 +74,11 @@ def _name(item: Any) -> str:
 
 def _kind(item: Any) -> str:
     return str(item[0]) if isinstance(item, tuple) else str(getattr(item, "name", ""))
+
+
+def _size(item: Any) -> float:
+    """The tokens of a case and its answer; 1 of what is no case."""
+    return sum(len(case.tokens) + len(case.answer_ids) for case in getattr(item, "cases", ())) or 1
 
 
 # ---- where it is shown

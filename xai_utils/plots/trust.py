@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from xai_utils.evaluation.thresholds import CHANCE, COMPETENT, CONTROLLED, FAITHFUL, SAME, STANDS, SURE, TOSSED
-from xai_utils.evaluation.trust import TrustCard
+from xai_utils.evaluation.trust import Stability, TrustCard
 from xai_utils.plots.style import INK, NOTHING, OPPOSES, SUPPORTS, figure, heading, readable, style
 
 WIDTH = 3.4  # inches of a card
@@ -41,7 +41,7 @@ def checks(card: TrustCard) -> list[Check]:
     return [
         Check("answer's probability", sure.probability, f"{sure.probability:.2g}", sure.level, COMPETENT, SURE),
         Check("sum of scores", missed, exact, whole.level, math.nan, math.nan),
-        _line("words of one sign", steady.one_sign, steady.level, TOSSED, STANDS),
+        _line("words of one sign", steady.one_sign, steady.level, TOSSED, STANDS, _signs(steady)),
         _line("deletion share", deleted.share, deleted.level, CHANCE, FAITHFUL),
         Check("unlike untrained", other, _digits(other), card.controls.level, 1 - SAME, 1 - CONTROLLED),
     ]
@@ -53,9 +53,22 @@ def summary_lines(card: TrustCard | None) -> list[str]:
     return [f"{line.name}: {line.shown} ({line.level})" for line in tested]
 
 
-def _line(name: str, value: float | None, level: str, fails: float, passes: float) -> Check:
+def _signs(steady: Stability) -> str:
+    """The share of one sign, and the rank correlation between absences where that is why it does not pass.
+
+    >>> _signs(Stability("doubtful", 0.31, 1.0, False)), _signs(Stability("doubtful", 0.31, 0.6, False))
+    ('1.00, but ranks 0.31', '0.60')
+    """
+    signs, ranks = steady.one_sign, steady.rank_correlation
+    if signs is None:
+        return _digits(math.nan)
+    held = signs >= TOSSED and steady.level == ("doubtful" if signs >= STANDS else "fails")
+    return _digits(signs) + (f", but ranks {ranks:.2f}" if held and ranks is not None else "")
+
+
+def _line(name: str, value: float | None, level: str, fails: float, passes: float, shown: str | None = None) -> Check:
     known = math.nan if value is None else value
-    return Check(name, known, _digits(known), level, fails, passes)
+    return Check(name, known, _digits(known) if shown is None else shown, level, fails, passes)
 
 
 def _digits(value: float) -> str:

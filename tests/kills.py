@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -71,7 +71,8 @@ def killed(study: Path, runs: Path, notebooks: Path, after: float, whom: str) ->
             return False
         kernels = psutil.Process(runner.pid).children(recursive=True)
         for process in [psutil.Process(runner.pid)] if whom == "runner" else kernels:
-            process.send_signal(signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):  # a kernel that has just ended
+                process.send_signal(signal.SIGKILL)
         _, said = runner.communicate(timeout=60)
         _, alive = psutil.wait_procs(kernels, timeout=SURVIVES)
         assert not alive, f"outlived its runner: {[process.cmdline() for process in alive]}"

@@ -188,7 +188,7 @@ def rehearsed() -> str:
     """What each rehearsal took, nothing before there was one."""
     lines = pd.read_csv(REHEARSAL).itertuples() if REHEARSAL.exists() else ()
     told = (
-        f"{line.models}, {line.dtype}, {line.threads} threads: {line.minutes:.0f} min, {line.peak_gb} GB"
+        f"{line.models}, {line.dtype}, {line.device}: {line.minutes:.1f} min, {line.peak_gb} GB"
         for line in lines
     )
     return "".join(f"\n\nRehearsal: {line}." for line in told)

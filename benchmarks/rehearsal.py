@@ -88,7 +88,7 @@ def main(
         "methods": ", ".join(method or ["those of studies/llama.yaml"]),
         "texts": texts or "all",
         "notebooks": ", ".join(only or ["01 to 05"]),
-        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads",
         "minutes": round((time.monotonic() - start) / 60, 1),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 1),
         "exit_status": done.returncode,

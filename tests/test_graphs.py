@@ -63,7 +63,7 @@ def test_a_recording_serves_other_texts_of_the_same_length(made, model, kind):
     first, second = objective(model, "cat dog", kind), objective(model, "dog cat", kind)
     assert first.inputs.shape == second.inputs.shape and not torch.equal(first.inputs, second.inputs)
     plain = Objective(tiny_loaded(), *tiny_case(model, "dog cat", kind, contrast=" London."))
-    expected = plain._differentiated(plain.inputs[None], plain._answers)
+    expected = plain._differentiated(plain.inputs[None], plain.answers)
     for own in (first, first, second):
         values, gradients = own.values_and_gradients(own.inputs[None])
     assert made[0].replays == 2

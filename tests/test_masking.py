@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from transformers import LlamaForCausalLM
 
 from tests.tiny import tiny_case, tiny_loaded
@@ -13,7 +10,7 @@ from xai_utils.attribution.absence import baseline_rows
 from xai_utils.attribution.masking import Removal, draw_error, players
 from xai_utils.attribution.subsets import all_subsets
 from xai_utils.attribution.target import Objective
-from xai_utils.attribution.versions import branching, evaluate
+from xai_utils.attribution.versions import evaluate
 from xai_utils.errors import UserError
 from xai_utils.models.loading import LoadedModel
 from xai_utils.models.visibility import MaskSupport, mask_support
@@ -92,11 +89,11 @@ def test_dropped_is_the_prompt_without_these_tokens(architecture, limit, monkeyp
     monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: limit)
     model = tiny_loaded(architecture)
     against_hand(model, "dropped", dropped_by_hand)
-    assert mask_support(model) == MaskSupport(holes=True, padding=True)
+    assert mask_support(model) == MaskSupport(holes=True, trees=True)
 
 
 @pytest.mark.parametrize("limit", [1024, 40])
-def test_dropped_needs_no_padding(limit, monkeypatch):
+def test_dropped_needs_no_trees(limit, monkeypatch):
     monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: limit)
     monkeypatch.setattr("xai_utils.attribution.masking.mask_support", lambda model: MaskSupport(False, False))
     against_hand(tiny_loaded("gpt2"), "dropped", dropped_by_hand)
@@ -242,24 +239,33 @@ def positions_passed(model, work):
     return sum(passed)
 
 
-@pytest.mark.parametrize(("subsets", "share"), [(all_subsets(8), 0.55), (1 - np.eye(8), 0.8)])
-def test_beginnings_are_computed_once(subsets, share, monkeypatch):
+@pytest.mark.parametrize(
+    ("absence", "subsets", "share"),
+    [
+        *((absence, all_subsets(8), 0.45) for absence in ("mean", "dropped", "hidden", "sampled")),
+        *((absence, 1 - np.eye(8), 0.85) for absence in ("mean", "hidden")),
+    ],
+)
+def test_beginnings_are_computed_once(absence, subsets, share, monkeypatch):
     monkeypatch.setattr("xai_utils.attribution.target.positions", lambda model: 26)
     model = tiny_loaded()
     case, target = tiny_case(model, "The capital of France is a garden.")
-    removal = Removal(model, case, target, "mean")
-    plain = [removal.objective.length] * len(subsets)
-    Removal(model, case, target, "eos").without(np.ones((1, 8)))  # tries whether prefixes can be reused
-    assert positions_passed(model, lambda: removal.without(subsets)) < share * sum(plain)
+    removal = Removal(model, case, target, absence)
+    assert removal.objective.reuses_prefix and mask_support(model).trees  # tried here, and not counted
+    plain = removal.objective.length * len(subsets) * removal.draws
+    assert positions_passed(model, lambda: removal.without(subsets)) < share * plain
 
 
-@given(
-    arrays(np.int64, st.tuples(st.integers(1, 12), st.integers(2, 7)), elements=st.integers(0, 2)), st.integers(0, 3)
-)
-def test_branching_is_the_cheapest(kinds, answer):
-    length = kinds.shape[1] + answer
-
-    def cost(end):
-        return len({tuple(row[:end]) for row in kinds.tolist()}) * end + len(kinds) * (length - end)
-
-    assert cost(branching(kinds, length)) == min(cost(end) for end in range(1, kinds.shape[1]))
+@pytest.mark.parametrize("kind", ["logprob", "logit", "contrast"])
+@pytest.mark.parametrize("absence", ["eos", "dropped", "hidden"])
+@pytest.mark.parametrize("nodes", [512, 16])  # one tree, or many
+def test_trees_give_what_prompts_one_by_one_give(kind, absence, nodes, monkeypatch):
+    monkeypatch.setattr("xai_utils.attribution.forest.NODES", nodes)
+    model = tiny_loaded()
+    answer = None if kind == "logit" else " Paris."
+    asked = tiny_case(model, TEXT, kind, answer, contrast=" Lyon")
+    subsets = all_subsets(4)
+    trees = Removal(model, *asked, absence).without(subsets)
+    monkeypatch.setattr("xai_utils.attribution.masking.mask_support", lambda model: MaskSupport(True, False))
+    other = Removal(tiny_loaded(), *asked, absence)
+    np.testing.assert_allclose(trees, other.without(subsets), atol=1e-4)

@@ -36,7 +36,7 @@ def versions(objective, count):
 def plain(objective, embeds):
     """F of whole prompts, each in a pass of its own, and its gradient."""
     leaf = embeds.clone().requires_grad_(True)
-    values = torch.cat([objective._outcomes(row[None], objective._answers)[0] for row in leaf])
+    values = torch.cat([objective._outcomes(row[None], objective.answers)[0] for row in leaf])
     return values.detach(), torch.autograd.grad(values.sum(), leaf)[0]
 
 

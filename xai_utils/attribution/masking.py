@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xai_utils.attribution.absence import ABSENCES, BASELINES, DRAWS, PANEL, baseline_rows, moved
+from xai_utils.attribution.forest import Forest
 from xai_utils.attribution.result import FLOOR, Attribution, from_words
 from xai_utils.attribution.target import Objective, Target
-from xai_utils.attribution.versions import Build, branching, evaluate, evaluate_shortened, first_changed
+from xai_utils.attribution.versions import evaluate, evaluate_shortened, first_changed
 from xai_utils.errors import UserError, nearest
 from xai_utils.models.loading import LoadedModel
-from xai_utils.models.prefix import Prefix
 from xai_utils.models.visibility import mask_support
 from xai_utils.text.cases import Case, units
 
@@ -98,36 +98,37 @@ class Removal:
         return self.values((~np.asarray(present, dtype=bool)).astype(np.float32) @ cover.astype(np.float32) > 0)
 
     def _compute(self, removed: Bool[np.ndarray, "row position"]) -> Float[np.ndarray, "row draw"]:
+        """The cheaper way is taken: what versions begin with alike once, or one version after the other."""
+        objective, forest = self.objective, None
+        if objective.target.kind != "sum_logits" and mask_support(objective.model).trees:
+            forest = self._forest(removed)
         if self.absence == "dropped":
-            padded = mask_support(self.objective.model).padding
-            return evaluate_shortened(self.objective, removed, padded)[:, None]
-        masks = torch.from_numpy(removed).to(self._rows.device)
+            if forest and forest.cost < (objective.length - removed.sum(1)).sum():
+                return forest.values()[:, None]
+            return evaluate_shortened(objective, removed)[:, None]
+        versions = np.repeat(removed, self.draws, axis=0)
+        since = first_changed(versions)
+        if forest and forest.cost < (objective.length - since).sum():
+            return forest.values().reshape(len(removed), self.draws)
+        masks = torch.from_numpy(versions).to(self._rows.device)
 
         def build(rows: Int[np.ndarray, " row"]) -> Tensor:
-            mask = masks[rows // self.draws]
-            return torch.where(mask[..., None], self._rows[rows % self.draws], self.objective.inputs)
+            return torch.where(masks[rows][..., None], self._rows[rows % self.draws], objective.inputs)
 
-        kinds = np.repeat(removed, self.draws, axis=0) * (1 + np.tile(np.arange(self.draws), len(removed)))[:, None]
         seen = ~masks if self.absence == "hidden" else None
-        return self._evaluate(kinds, build, seen).reshape(len(removed), self.draws)
+        return evaluate(objective, since, build, seen)[0].reshape(len(removed), self.draws)
 
-    def _evaluate(
-        self, kinds: Int[np.ndarray, "row position"], build: Build, seen: Bool[Tensor, "row position"] | None
-    ) -> Float[np.ndarray, " row"]:
-        """F of prompts, told apart at each position by a number that is 0 for the prompt's own embedding.
-
-        Where many of them begin alike, each beginning is computed once; the cheaper way of sharing is taken.
-        """
-        since = first_changed(kinds > 0)
-        length = branching(kinds, self.objective.length)
-        first, stem = np.unique(kinds[:, :length], axis=0, return_index=True, return_inverse=True)[1:]
-        rows, positions = kinds.shape
-        branched = len(first) * length + rows * (self.objective.length - length)
-        if not self.objective.reuses_prefix or branched >= (self.objective.length - since).sum() + positions:
-            return evaluate(self.objective, since, build, seen=seen)[0]
-        stems = build(first)[:, :length]
-        prefix = Prefix(self.objective.model, stems, None if seen is None else seen[first, :length])
-        return evaluate(self.objective, np.full(rows, length), build, (prefix, stem.ravel()), seen)[0]
+    def _forest(self, removed: Bool[np.ndarray, "row position"]) -> Forest:
+        """All versions, told by the rows of embeddings at their positions: the prompt's own, or those of a draw."""
+        length = removed.shape[1]
+        places = np.arange(length)
+        if self.absence == "dropped":
+            versions = [tuple(places[~row].tolist()) for row in removed]
+        else:
+            starts = length * (1 + np.arange(self.draws))
+            versions = [tuple((places + start * row).tolist()) for row in removed for start in starts]
+        rows = torch.cat([self.objective.inputs[None], self._rows]).flatten(0, 1)
+        return Forest(self.objective, versions, rows, range(length, len(rows)) if self.absence == "hidden" else ())
 
 
 def _check(model: LoadedModel, case: Case, absence: str, keep_sink: bool) -> None:

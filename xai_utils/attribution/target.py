@@ -30,7 +30,6 @@ KEPT_POSITIONS = 8  # times a pass's positions: those whose keys and values it m
 WORTH = 1 / 8  # of a prompt's positions: kept keys and values of fewer cost what they save
 
 AnswerTokens = tuple[Tensor, Tensor]  # a string's token ids, and the embeddings of all of them but the last
-Stems = tuple[Prefix, Tensor]  # beginnings of prompts, and which of them each row of a batch continues
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,9 @@ class Objective:
     def __init__(self, model: LoadedModel, case: Case, target: Target):
         self.model, self.target = model, target
         self.inputs = model.embed(torch.tensor(case.ids, device=model.device))
-        self.prefix = Prefix(model, self.inputs[None])
+        self.prefix = Prefix(model, self.inputs)
         strings = [target.ids, target.contrast_ids] if target.kind == "contrast" else [target.ids]
-        self._answers = [_answer(model, ids) for ids in strings if ids]
+        self.answers = [_answer(model, ids) for ids in strings if ids]
         self.length = len(case.tokens) + max(len(target.ids), len(target.contrast_ids), 1) - 1
         self.forwards = 0  # sequences evaluated so far, with or without a gradient
 
@@ -101,7 +100,7 @@ class Objective:
 
     def __call__(self, embeds: Tensor) -> Tensor:
         """F [batch] of whole prompts in one pass, as torch and captum differentiate it."""
-        return self._outcomes(embeds, self._answers)[0]
+        return self._outcomes(embeds, self.answers)[0]
 
     def unchanged(self, start: Float[Tensor, "position hidden"]) -> int:
         """How many positions a path from `start` leaves as they are before the first that moves, where a pass gains by
@@ -119,24 +118,20 @@ class Objective:
         """Whether `outcomes` may start behind the first position."""
         return self.target.kind != "sum_logits" and self.prefix.usable
 
-    def outcomes(
-        self, embeds: Tensor, since: int = 0, stems: Stems | None = None, seen: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def outcomes(self, embeds: Tensor, since: int = 0, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """F [batch] and the model's own next token behind the prompt [batch], without gradients, in chunks.
 
-        `embeds` [batch, position - since, hidden] stand for the positions from `since` on, behind the prompt's own, or
-        behind the `stems` of another prefix and which of them is each row's. `seen` [batch, position - since] is False
-        where later positions must not attend (visibility.py).
+        `embeds` [batch, position - since, hidden] stand for the positions from `since` on, behind the prompt's own.
+        `seen` [batch, position - since] is False where later positions must not attend (visibility.py).
         """
         if since:
-            (stems[0] if stems else self.prefix).prepare()
+            self.prefix.prepare()
 
         @torch.no_grad()
         def part(rows: slice) -> tuple[Tensor, Tensor]:
             if since == 0 and seen is None:
                 return self._whole(self._outcomes, embeds[rows])
-            own_stems = stems and (stems[0], stems[1][rows])
-            return self._outcomes(embeds[rows], self._answers, since, own_stems, None if seen is None else seen[rows])
+            return self._outcomes(embeds[rows], self.answers, since, None if seen is None else seen[rows])
 
         with products(self.model.entry.dtype):
             found = in_passes(part, embeds, self.batch_size(since))
@@ -156,7 +151,7 @@ class Objective:
         def part(rows: slice) -> tuple[Tensor, Tensor]:
             if since == 0:
                 return self._whole(self._differentiated, embeds[rows])
-            return self._differentiated(embeds[rows], self._answers, since)
+            return self._differentiated(embeds[rows], self.answers, since)
 
         with products(self.model.entry.dtype):
             found = in_passes(part, embeds, self.batch_size(since))
@@ -174,9 +169,9 @@ class Objective:
     def _whole(self, function: Callable[..., tuple[Tensor, Tensor]], embeds: Tensor) -> tuple[Tensor, Tensor]:
         """`_outcomes` or `_differentiated` of whole prompts; a small batch by a recording where one has its shape."""
         if len(embeds) * self.length > positions(self.model) // 2:
-            return function(embeds, self._answers)
+            return function(embeds, self.answers)
         name = (function.__name__, self.target.kind)
-        flat = itertools.chain.from_iterable(self._answers)
+        flat = itertools.chain.from_iterable(self.answers)
 
         def function_of(rows: Tensor, *answers: Tensor) -> tuple[Tensor, Tensor]:
             return function(rows, list(zip(answers[::2], answers[1::2], strict=True)))
@@ -195,7 +190,6 @@ class Objective:
         embeds: Tensor,
         answers: list[AnswerTokens],
         since: int = 0,
-        stems: Stems | None = None,
         seen: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Target [batch] and the token that the model itself would put behind the prompt [batch].
@@ -206,20 +200,19 @@ class Objective:
             logits = self.prefix.logits(embeds, 0, embeds.shape[1], seen=seen)
             real = logits if seen is None else logits * seen[..., None]
             return real.sum((1, 2)), logits[:, -1].argmax(-1)
-        value, own = self._continuation(embeds, answers[0], since, stems, seen)
+        value, own = self._continuation(embeds, answers[0], since, seen)
         if self.target.kind == "contrast":
-            value = value - self._continuation(embeds, answers[1], since, stems, seen)[0]
+            value = value - self._continuation(embeds, answers[1], since, seen)[0]
         return value, own
 
     def _continuation(
-        self, embeds: Tensor, answer: AnswerTokens, since: int, stems: Stems | None, seen: Tensor | None
+        self, embeds: Tensor, answer: AnswerTokens, since: int, seen: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         ids, before_last = answer
         fixed = before_last.to(embeds.dtype).expand(len(embeds), -1, -1)
-        prefix, stem = stems or (self.prefix, None)
         if seen is not None:
             seen = torch.cat([seen, seen.new_ones(len(seen), len(ids) - 1)], 1)
-        logits = prefix.logits(torch.cat([embeds, fixed], 1), since, len(ids), stem, seen)
+        logits = self.prefix.logits(torch.cat([embeds, fixed], 1), since, len(ids), seen)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         own = logits[:, 0].argmax(-1)
         if self.target.kind != "logit":

@@ -1,7 +1,7 @@
 """A causal model does not look back: what stands before the first changed position is computed once and reused.
 
 The keys and values of the unchanged prompt serve every version of it that differs only from some position on, which
-halves the cost of perturbing one position after the other; those of a few beginnings serve many subsets of words.
+halves the cost of perturbing one position after the other.
 Whether an architecture's cache gives the same numbers as a whole pass is tried once on the prompt itself; where it does
 not, whole passes are made and a warning says so.
 """
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from xai_utils.models.batching import positions
 from xai_utils.models.visibility import position_numbers
 
 if TYPE_CHECKING:
@@ -29,18 +28,10 @@ _usable: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 class Prefix:
-    """Keys and values of one or several beginnings of a prompt, its stems, from which versions of it are continued.
+    """Keys and values of a prompt, from any position of which versions of it are continued."""
 
-    `seen` is False where later positions must not attend; without it all do.
-    """
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        stems: Float[Tensor, "stem position hidden"],
-        seen: Bool[Tensor, "stem position"] | None = None,
-    ):
-        self.loaded, self.model, self.stems, self.seen = model, model.model, stems, seen
+    def __init__(self, model: LoadedModel, inputs: Float[Tensor, "position hidden"]):
+        self.loaded, self.model, self.inputs = model, model.model, inputs
         self._layers: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -60,31 +51,22 @@ class Prefix:
         full = {"full_attention", None}
         if not set(getattr(self.model.config, "layer_types", None) or [None]) <= full:
             return False
-        whole = self.model(inputs_embeds=self.stems[:1], use_cache=False).logits[0]
-        middle, length = self.stems.shape[1] // 2, self.stems.shape[1]
+        whole = self.model(inputs_embeds=self.inputs[None], use_cache=False).logits[0]
+        middle, length = len(self.inputs) // 2, len(self.inputs)
         try:
-            continued = self.logits(self.stems[:1, middle:], middle, length - middle)[0]
+            continued = self.logits(self.inputs[None, middle:], middle, length - middle)[0]
         except (TypeError, ValueError, AttributeError, RuntimeError):
             return False
         return bool((continued - whole[middle:]).abs().max() <= AGREES * whole.abs().max())
 
     @torch.no_grad()
     def prepare(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each layer, [stem, head, position, size], computed on the first call."""
+        """Keys and values of each layer, [1, head, position, size], computed on the first call."""
         if not self._layers:
-            chunks = []
-            size = max(positions(self.loaded) // self.stems.shape[1], 1)
-            for start in range(0, len(self.stems), size):
-                rows, cache = slice(start, start + size), DynamicCache()
-                masked = {} if self.seen is None else _masked(self.seen[rows])
-                self.model(
-                    inputs_embeds=self.stems[rows], past_key_values=cache, use_cache=True, logits_to_keep=1, **masked
-                )
-                layers: Any = cache.layers
-                chunks.append([(layer.keys, layer.values) for layer in layers])
-            for parts in zip(*chunks, strict=True):
-                keys, values = zip(*parts, strict=True)
-                self._layers.append((torch.cat(keys), torch.cat(values)))
+            cache = DynamicCache()
+            self.model(inputs_embeds=self.inputs[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            layers: Any = cache.layers
+            self._layers = [(layer.keys, layer.values) for layer in layers]
         return self._layers
 
     def logits(
@@ -92,33 +74,29 @@ class Prefix:
         embeds: Float[Tensor, "batch suffix hidden"],
         since: int,
         keep: int,
-        stem: Int[Tensor, " batch"] | None = None,
         seen: Bool[Tensor, "batch suffix"] | None = None,
     ) -> Float[Tensor, "batch keep vocabulary"]:
-        """The last `keep` rows of logits of the first `since` positions of a stem followed by `embeds`.
+        """The last `keep` rows of logits of the first `since` positions of the prompt followed by `embeds`.
 
-        `stem` says which one stands in front of each row, the first if it is not given; `seen` is False where later
-        positions must not attend to `embeds`. A gradient flows through `embeds` alone.
+        `seen` is False where later positions must not attend to `embeds`. A gradient flows through `embeds` alone.
         """
-        length = embeds.shape[1]
+        rows, length = embeds.shape[:2]
         # Positions by index: a slice would stay strided, and the head read its whole matrix once for each row.
         last = torch.arange(length - keep, length, device=embeds.device)
         if since == 0:
             masked = {} if seen is None else _masked(seen)
             return self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=last, **masked).logits
-        stem = torch.zeros(len(embeds), dtype=torch.long, device=embeds.device) if stem is None else stem
         past = DynamicCache()
-        for layer, (keys, values) in enumerate(self.prepare()):
-            index = stem.to(keys.device)
-            past.update(keys[index, :, :since], values[index, :, :since], layer)
-        masked = {} if seen is None else self._continued(stem, since, seen)
+        for layer, pair in enumerate(self.prepare()):
+            keys, values = (one[:, :, :since].expand(rows, -1, -1, -1) for one in pair)
+            past.update(keys, values, layer)
+        masked = {} if seen is None else self._continued(since, seen)
         output = self.model(inputs_embeds=embeds, past_key_values=past, use_cache=True, logits_to_keep=last, **masked)
         return output.logits
 
-    def _continued(self, stem: Tensor, since: int, seen: Tensor) -> dict[str, Tensor]:
-        """The attention mask over a stem and what follows, and the numbers of the positions that follow."""
-        fronts = seen.new_ones(len(self.stems), since) if self.seen is None else self.seen[:, :since]
-        masked = _masked(torch.cat([fronts[stem], seen], 1))
+    def _continued(self, since: int, seen: Tensor) -> dict[str, Tensor]:
+        """The attention mask over the whole prompt, and the numbers of the positions that follow."""
+        masked = _masked(torch.cat([seen.new_ones(len(seen), since), seen], 1))
         return masked | {"position_ids": masked["position_ids"][:, since:]}
 
 

@@ -1,4 +1,4 @@
-"""Positions that later ones cannot see: whether a model respects an attention mask with holes, tried once on the model.
+"""Positions that later ones cannot see: does a model respect a mask with holes, or that of a tree? Tried once on it.
 
 `seen` [row, position] is True where later positions may attend. Positions keep their numbers; unseen positions at the
 very front are padding and are not counted.
@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from xai_utils.models.tree import PromptTree
+
 if TYPE_CHECKING:
     from xai_utils.models.loading import LoadedModel
 
@@ -23,10 +25,10 @@ _tried: WeakKeyDictionary[PreTrainedModel, MaskSupport] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class MaskSupport:
-    """What a trial found: are masked positions without influence, and may a prompt be padded on the left?"""
+    """What a trial found: are masked positions without influence, and may prompts be passed as a tree (tree.py)?"""
 
     holes: bool
-    padding: bool
+    trees: bool
 
 
 def position_numbers(seen: Bool[Tensor, "row position"]) -> Int[Tensor, "row position"]:
@@ -52,16 +54,23 @@ def _try(model: LoadedModel) -> MaskSupport:
     plain, other = rows[:8], rows[:8].clone()
     seen = torch.tensor([True, True, False, True, True, False, True, True], device=model.device)
     other[~seen] = rows[8:]
-    padded = torch.arange(8, device=model.device) >= 3
     try:
         hidden, changed = (_last(model, row, seen) for row in (plain, other))
-        long, short = _last(model, plain, padded), _last(model, plain[3:], padded[3:])
+        branches = _branches(model, plain, other)
     except (TypeError, ValueError, NotImplementedError, RuntimeError):
         return MaskSupport(False, False)
-    whole = _last(model, plain, torch.ones_like(seen))
+    whole, apart = (_last(model, row, torch.ones_like(seen)) for row in (plain, other))
     tolerance = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()
     moved = not _close(hidden, whole, tolerance)  # a model that ignores the mask gives the same
-    return MaskSupport(moved and _close(hidden, changed, tolerance), _close(long, short, tolerance))
+    trees = all(_close(*pair, tolerance) for pair in zip(branches, (whole, apart), strict=True))
+    return MaskSupport(moved and _close(hidden, changed, tolerance), trees)
+
+
+def _branches(model: LoadedModel, *prompts: Float[Tensor, "position hidden"]) -> Float[Tensor, "prompt vocabulary"]:
+    """The last logits of prompts that begin alike, passed as one tree."""
+    tree = PromptTree()
+    ends = [tree.add([("both", prompt[:2]), (number, prompt[2:])])[-1] for number, prompt in enumerate(prompts)]
+    return model.model(**tree.inputs(), use_cache=False).logits[0, ends]
 
 
 def _close(a: Tensor, b: Tensor, tolerance: Tensor) -> bool:

@@ -99,7 +99,7 @@ def test_long_texts_keep_to_their_budget(budget, search, steps):
     test = Deletion(model, case, target, "mean", budget)
     orders = np.array([np.arange(12), np.arange(12)[::-1]])
     found = test.curves(orders)
-    asked = len(test._removal._known)
+    asked = len(test.removal._known)
     assert len(test.words) == 12 and test.search == search and len(test.sizes) == steps
     assert asked <= budget / 4 + 2 * 2 * len(test.sizes) + 8 * len(test.sizes) + 1  # the rankings, four random orders
     assert np.isfinite(found.share).all() and (found.share <= 1 + 1e-9).all()
@@ -110,11 +110,11 @@ def test_methods_share_passes():
     case, target = tiny_case(model, FOUR)
     test = Deletion(model, case, target, "mean")
     test.curves(np.array([[0, 1, 2, 3]]))
-    assert test._removal.objective.forwards == 16
+    assert test.removal.objective.forwards == 16
     found = shapley(model, case, target, absence="mean")
     again = Deletion(model, case, target, "mean")
     again.curves(np.array([by_score(found.word_scores[1:]), [3, 2, 1, 0]]))
-    assert again._removal.objective.forwards == 0
+    assert again.removal.objective.forwards == 0
 
 
 def test_white_space_is_no_word(model):

@@ -21,7 +21,7 @@ from xai_utils.models.batching import LEAST_PER_CORE, in_passes, positions
 from xai_utils.models.precision import products
 from xai_utils.models.tree import PromptTree, together
 
-NODES = 512  # of a tree: what a node sees costs with their number
+NODES = 384  # of a tree: what a node sees costs with their number
 COSTS = 1.25  # times a position of a plain prompt, measured with trees of so many nodes
 
 Version = tuple[int, ...]
@@ -82,9 +82,10 @@ class Forest:
         inputs = together([tree.tree for tree in trees], [tree.last for tree in trees])
         width = max(len(tree.last) for tree in trees)
         most = max(len(tree.ids) for tree in trees)
+        asked = [([width - len(tree.last) + slot for slot in tree.slots], tree.ids) for tree in trees]
         slots, ids = (
             torch.tensor([column + [0] * (most - len(column)) for column in columns], device=model.device)
-            for columns in zip(*((tree.slots, tree.ids) for tree in trees), strict=True)
+            for columns in zip(*asked, strict=True)
         )
         length = inputs["inputs_embeds"].shape[1]
         kept = torch.arange(length - width, length, device=model.device)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xai_utils.attribution.absence import ABSENCES, BASELINES, DRAWS, PANEL, baseline_rows, moved
-from xai_utils.attribution.forest import Forest
+from xai_utils.attribution.forest import Forest, Version
 from xai_utils.attribution.result import FLOOR, Attribution, from_words
 from xai_utils.attribution.target import Objective, Target
 from xai_utils.attribution.versions import evaluate, evaluate_shortened, first_changed
@@ -75,60 +75,98 @@ class Removal:
         self.absence = absence
         self.players = players(case, keep_sink)
         replacing = {"hidden": "mean", "dropped": "mean"}.get(absence, absence)
-        self._rows = baseline_rows(model, case, replacing, keep_sink, seed, draws)
-        self.draws = len(self._rows)
+        self.rows = baseline_rows(model, case, replacing, keep_sink, seed, draws)
+        self.draws = len(self.rows)
         key = (case, target, absence, keep_sink, seed, self.draws)
         self._known = _values.setdefault(model, {}).setdefault(key, {})
 
     def values(self, removed: Bool[np.ndarray, "row position"]) -> Float[np.ndarray, "row draw"]:
         """F without the marked positions, one column a draw. What was asked before is not computed again."""
-        keys = [row.tobytes() for row in np.ascontiguousarray(removed, dtype=bool)]
-        new = list({key: index for index, key in enumerate(keys) if key not in self._known}.values())
-        if new:
-            values = self._compute(removed[new].astype(bool))
-            self._known.update({keys[index]: value for index, value in zip(new, values, strict=True)})
-        return np.array([self._known[key] for key in keys])
+        ask([self], removed)
+        return np.array([self._known[row.tobytes()] for row in _rows(removed)])
 
     def without(self, present: Bool[np.ndarray, "row player"], chosen: list[Player] | None = None) -> np.ndarray:
         """F [row, draw] with the players that are not `present` removed; `chosen` are all players if not given."""
+        return self.values(self.gone(present, chosen))
+
+    def gone(
+        self, present: Bool[np.ndarray, "row player"], chosen: list[Player] | None = None
+    ) -> Bool[np.ndarray, "row position"]:
+        """The positions of the players that are not `present`."""
         chosen = self.players if chosen is None else chosen
         cover = np.zeros((len(chosen), len(self.objective.inputs)), dtype=bool)
         for row, player in zip(cover, chosen, strict=True):
             row[list(player.positions)] = True
-        return self.values((~np.asarray(present, dtype=bool)).astype(np.float32) @ cover.astype(np.float32) > 0)
+        return (~np.asarray(present, dtype=bool)).astype(np.float32) @ cover.astype(np.float32) > 0
 
-    def _compute(self, removed: Bool[np.ndarray, "row position"]) -> Float[np.ndarray, "row draw"]:
-        """The cheaper way is taken: what versions begin with alike once, or one version after the other."""
-        objective, forest = self.objective, None
-        if objective.target.kind != "sum_logits" and mask_support(objective.model).trees:
-            forest = self._forest(removed)
+    def new(self, removed: Bool[np.ndarray, "row position"]) -> Bool[np.ndarray, "row position"]:
+        """Those rows that have not been asked yet, each once."""
+        rows = _rows(removed)
+        return rows[
+            list({row.tobytes(): at for at, row in enumerate(rows) if row.tobytes() not in self._known}.values())
+        ]
+
+    def keep(self, removed: Bool[np.ndarray, "row position"], values: Float[np.ndarray, "row draw"]) -> None:
+        self._known.update({row.tobytes(): value for row, value in zip(removed, values, strict=True)})
+
+    def versions(self, removed: Bool[np.ndarray, "row position"], first: int) -> list[Version]:
+        """For each row and draw the ids of its embedding rows: the prompt's own, or the draw's from `first` on."""
+        places = np.arange(removed.shape[1])
         if self.absence == "dropped":
-            if forest and forest.cost < (objective.length - removed.sum(1)).sum():
-                return forest.values()[:, None]
-            return evaluate_shortened(objective, removed)[:, None]
+            return [tuple(places[~row].tolist()) for row in removed]
+        starts = first + len(places) * np.arange(self.draws)
+        return [tuple(np.where(row, start + places, places).tolist()) for row in removed for start in starts]
+
+    def plain_cost(self, removed: Bool[np.ndarray, "row position"]) -> int:
+        """Positions to pass where each version is passed by itself from its first change on."""
+        shared = removed.sum(1) if self.absence == "dropped" else first_changed(removed)
+        return self.draws * int((self.objective.length - shared).sum())
+
+    def plain(self, removed: Bool[np.ndarray, "row position"]) -> Float[np.ndarray, "row draw"]:
+        """F of versions one by one, those that fit into one pass together."""
+        if self.absence == "dropped":
+            return evaluate_shortened(self.objective, removed)[:, None]
         versions = np.repeat(removed, self.draws, axis=0)
-        since = first_changed(versions)
-        if forest and forest.cost < (objective.length - since).sum():
-            return forest.values().reshape(len(removed), self.draws)
-        masks = torch.from_numpy(versions).to(self._rows.device)
+        masks = torch.from_numpy(versions).to(self.rows.device)
 
         def build(rows: Int[np.ndarray, " row"]) -> Tensor:
-            return torch.where(masks[rows][..., None], self._rows[rows % self.draws], objective.inputs)
+            return torch.where(masks[rows][..., None], self.rows[rows % self.draws], self.objective.inputs)
 
         seen = ~masks if self.absence == "hidden" else None
-        return evaluate(objective, since, build, seen)[0].reshape(len(removed), self.draws)
+        return evaluate(self.objective, first_changed(versions), build, seen)[0].reshape(len(removed), self.draws)
 
-    def _forest(self, removed: Bool[np.ndarray, "row position"]) -> Forest:
-        """All versions, told by the rows of embeddings at their positions: the prompt's own, or those of a draw."""
-        length = removed.shape[1]
-        places = np.arange(length)
-        if self.absence == "dropped":
-            versions = [tuple(places[~row].tolist()) for row in removed]
-        else:
-            starts = length * (1 + np.arange(self.draws))
-            versions = [tuple((places + start * row).tolist()) for row in removed for start in starts]
-        rows = torch.cat([self.objective.inputs[None], self._rows]).flatten(0, 1)
-        return Forest(self.objective, versions, rows, range(length, len(rows)) if self.absence == "hidden" else ())
+
+def _rows(removed: Bool[np.ndarray, "row position"]) -> Bool[np.ndarray, "row position"]:
+    return np.ascontiguousarray(removed, dtype=bool)
+
+
+def ask(removals: Sequence[Removal], removed: Bool[np.ndarray, "row position"]) -> None:
+    """Compute what absences of one case have not been asked yet, the cheaper way: what versions begin with alike once,
+    or one version after the other."""
+    asked = [(removal, new) for removal in removals if len(new := removal.new(removed))]
+    forest = _forest(asked) if asked else None
+    if forest is None or forest.cost >= sum(removal.plain_cost(new) for removal, new in asked):
+        for removal, new in asked:
+            removal.keep(new, removal.plain(new))
+        return
+    values = np.split(forest.values(), np.cumsum([len(new) * removal.draws for removal, new in asked])[:-1])
+    for (removal, new), part in zip(asked, values, strict=True):
+        removal.keep(new, part.reshape(len(new), removal.draws))
+
+
+def _forest(asked: Sequence[tuple[Removal, Bool[np.ndarray, "row position"]]]) -> Forest | None:
+    """All versions of all absences; none where a model or a target does not take trees."""
+    objective = asked[0][0].objective
+    if objective.target.kind == "sum_logits" or not mask_support(objective.model).trees:
+        return None
+    rows, versions, hidden = [objective.inputs], list[Version](), set[int]()
+    for removal, new in asked:
+        first = sum(map(len, rows))
+        versions += removal.versions(new, first)
+        rows.append(removal.rows.flatten(0, 1))
+        if removal.absence == "hidden":
+            hidden.update(range(first, first + len(rows[-1])))
+    return Forest(objective, versions, torch.cat(rows), hidden)
 
 
 def _check(model: LoadedModel, case: Case, absence: str, keep_sink: bool) -> None:
@@ -212,6 +250,7 @@ class Game:
         return len(self.removals[0].players)
 
     def values(self, present: Bool[np.ndarray, "row player"]) -> Float[np.ndarray, "row column"]:
+        ask(self.removals, self.removals[0].gone(present))
         return np.concatenate([removal.without(present) for removal in self.removals], axis=1)
 
     def ends(self) -> Float[np.ndarray, "2 column"]:

@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from xai_utils.attribution.absence import ABSENCES, PANEL
-from xai_utils.attribution.masking import Removal
+from xai_utils.attribution.masking import Removal, ask
 from xai_utils.attribution.subsets import all_subsets, chains
 from xai_utils.attribution.target import Target
 from xai_utils.errors import UserError
@@ -66,14 +66,14 @@ class Deletion:
     """
 
     def __init__(self, model: LoadedModel, case: Case, target: Target, absence: str, budget: int = 1024, seed: int = 0):
-        self._removal = Removal(model, case, target, absence, seed=seed)
-        self.words = [player for player in self._removal.players if player.is_word]
+        self.removal = Removal(model, case, target, absence, seed=seed)
+        self.words = [player for player in self.removal.players if player.is_word]
         self.exact = 2 ** len(self.words) <= budget
         self.budget, self.seed = max(budget // PART, 1), seed
 
     def value(self, present: Bool[np.ndarray, "row word"]) -> Float[np.ndarray, " row"]:
         """F with these words, the mean over draws."""
-        return self._removal.without(present, self.words).mean(-1)
+        return self.removal.without(present, self.words).mean(-1)
 
     @cached_property
     def values(self) -> Float[np.ndarray, " subset"]:
@@ -151,6 +151,9 @@ def faithfulness(
     """
     tests = {name: Deletion(model, case, target, name, budget, seed) for name in possible(model)}
     some = next(iter(tests.values()))
+    if some.exact:  # all at once
+        gone = some.removal.gone(all_subsets(len(some.words)), some.words)
+        ask([test.removal for test in tests.values()], gone)
     names, scores = zip(*_rankings(case, target, word_scores), strict=True)
     ranked = [by_score(np.array([row[word.unit] for word in some.words], dtype=float)) for row in scores]
     if some.exact and len(some.words) > 1:

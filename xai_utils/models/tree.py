@@ -77,17 +77,12 @@ class PromptTree:
 
 
 def together(trees: Sequence[PromptTree], last: Sequence[Sequence[int]]) -> Inputs:
-    """Several trees as one batch; of each the nodes named by `last` stand in this order where the last places begin.
-
-    All trees have the same number of last places, that of the longest `last`.
-    """
-    front = max(len(tree) - len(ends) for tree, ends in zip(trees, last, strict=True))
-    width = front + max(map(len, last))
-    parts = []
+    """Several trees as one batch; of each the nodes named by `last` stand at the end, in this order."""
+    width, parts = max(map(len, trees)), []
     for tree, ends in zip(trees, last, strict=True):
         places = np.empty(len(tree), dtype=int)
         places[np.setdiff1d(np.arange(len(tree)), ends)] = np.arange(len(tree) - len(ends))
-        places[list(ends)] = front + np.arange(len(ends))
+        places[list(ends)] = width - len(ends) + np.arange(len(ends))
         parts.append(tree._placed(places, width))
     embeds, numbers, sees = (torch.stack(column) for column in zip(*parts, strict=True))
     mask = torch.zeros(sees.shape, dtype=embeds.dtype).masked_fill_(~sees, torch.finfo(embeds.dtype).min)

@@ -33,6 +33,7 @@ LEAST_PER_CORE = 256  # positions: a pass of fewer is bound by reading the weigh
 SHARE = 0.25  # of the free memory for what a pass keeps: others need some, and torch as much again while it works
 PROBE = 32  # positions of a measured sequence
 PAYS = 0.95  # of the time for a position: what a GPU must fall to for a pass of twice the size
+LONG = 0.25  # seconds of a pass, beside which what starting it costs is nothing
 
 Found = TypeVar("Found")
 
@@ -58,20 +59,21 @@ def positions(model: LoadedModel) -> int:
 
 
 def quick(seconds: Callable[[int], float], most: int) -> int:
-    """The size of pass from which a larger one gains little: doubled from LARGE while a position's time still falls.
+    """The size of pass from which a larger one gains little: doubled from LARGE while a position's time still falls and
+    a pass is not `LONG`.
 
-    >>> quick(lambda size: 1 + size / 4096, 10**6)  # launching takes 1 s, a position 1/4096 s
-    65536
-    >>> quick(lambda size: 1 + size / 4096, 10_000)
-    8192
+    >>> quick(lambda size: 0.01 + size / 10**6, 10**6)  # launching takes 0.01 s, a position a microsecond
+    131072
+    >>> quick(lambda size: 0.01 + size / 10**6, 10_000), quick(lambda size: 0.01 + size / 10**4, 10**6)
+    (8192, 4096)
     """
     size = LARGE
-    each = seconds(size) / size if 2 * size <= most else 0.0
-    while 2 * size <= most:
-        twice = seconds(2 * size) / (2 * size)
-        if twice > PAYS * each:
+    took = seconds(size) if 2 * size <= most else 0.0
+    while 2 * size <= most and took < LONG:
+        twice = seconds(2 * size)
+        if twice > 2 * PAYS * took:
             break
-        size, each = 2 * size, twice
+        size, took = 2 * size, twice
     return size
 
 

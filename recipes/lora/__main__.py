@@ -22,7 +22,7 @@ def make(context: typer.Context) -> None:
 
 @app.command()
 def trials(seconds: float = 3600.0, steps: int | None = None) -> None:
-    """The recipe for a GPU with one setting changed at a time, as many as start within `seconds`."""
+    """The recipe for a GPU beside others, as many as start within `seconds`."""
     from recipes.lora import trials as settings
 
     settings.run(seconds, steps)

@@ -99,7 +99,7 @@ class OwnKernel(AsyncKernelManager):
     def run(self, code: str) -> str:
         """What code that is no notebook's prints, run with the modules and models that the process holds.
 
-        Raises UserError as the code does, and RuntimeError behind its traceback for other errors.
+        Raises UserError as the code does, and for other errors RuntimeError, which is noted with their traceback.
         """
         self.begin()
         printed: list[str] = []
@@ -114,7 +114,9 @@ class OwnKernel(AsyncKernelManager):
             return "".join(printed)
         if reply["ename"] == UserError.__name__:
             raise UserError(reply["evalue"])
-        raise RuntimeError("\n".join(reply["traceback"]))
+        error = RuntimeError(f"{reply['ename']}: {reply['evalue']}")
+        error.add_note("\n".join(reply["traceback"]))
+        raise error
 
     def end(self) -> None:
         """End the process, which holds nothing that is not on disk; another can be begun."""

@@ -187,10 +187,7 @@ def seconds(value: float) -> str:
 def rehearsed() -> str:
     """What each rehearsal took, nothing before there was one."""
     lines = pd.read_csv(REHEARSAL).itertuples() if REHEARSAL.exists() else ()
-    told = (
-        f"{line.models}, {line.dtype}, {line.device}: {line.minutes:.1f} min, {line.peak_gb} GB"
-        for line in lines
-    )
+    told = (f"{line.models}, {line.dtype}, {line.device}: {line.minutes:.1f} min, {line.peak_gb} GB" for line in lines)
     return "".join(f"\n\nRehearsal: {line}." for line in told)
 
 

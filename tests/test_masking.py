@@ -149,6 +149,16 @@ def test_a_model_that_ignores_masks_cannot_hide_but_can_drop():
     against_hand(model, "dropped", dropped_by_hand)
 
 
+def test_a_model_that_refuses_trees_can_still_hide(monkeypatch):
+    def refuse(*_):
+        raise ValueError("this model takes no mask of four dimensions")
+
+    monkeypatch.setattr("xai_utils.models.visibility._branches", refuse)
+    model = tiny_loaded("gpt2")
+    assert mask_support(model) == MaskSupport(holes=True, trees=False)
+    against_hand(model, "hidden", hidden_by_hand)
+
+
 @pytest.mark.parametrize("absence", ["hidden", "dropped"])
 def test_the_first_position_stays_where_words_are_hidden_or_dropped(absence):
     model = tiny_loaded()

@@ -36,8 +36,19 @@ class Facts:
     claims: Claims | None
 
 
+_last: list[tuple[StudyTables, Facts]] = []  # a section's picture and its sentences ask for the same
+
+
 def facts(found: StudyTables, evidence: Mapping[str, pd.DataFrame] | None = None) -> Facts:
     """All facts of a study; `evidence` holds the tables of the long studies on the same models, by name."""
+    if evidence:
+        return _computed(found, evidence)
+    if not (_last and _last[0][0] is found):
+        _last[:] = [(found, _computed(found, {}))]
+    return _last[0][1]
+
+
+def _computed(found: StudyTables, evidence: Mapping[str, pd.DataFrame]) -> Facts:
     asked = behaviour(found)
     headline = asked.headline.id if asked and asked.headline else found.headline
     return Facts(
@@ -47,7 +58,7 @@ def facts(found: StudyTables, evidence: Mapping[str, pd.DataFrame] | None = None
         swap=swap(found, headline),
         layers=layers(found, headline),
         words=words(found, headline),
-        trust=trust(found, evidence or {}, headline),
+        trust=trust(found, evidence, headline),
         attention=attention(found),
         claims=claims(found),
     )

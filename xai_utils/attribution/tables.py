@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,15 @@ from xai_utils.text.words import words as words_of
 TABLES = ("attributions", "word_scores", "certificates")
 
 
-def tables_of(found: Attribution) -> dict[str, pd.DataFrame]:
-    """The three tables of one attribution; that of certificates is empty where the method has none."""
-    proofs = [found.keys() | certificate_row(found.certificate)] if found.certificate is not None else []
-    return dict(zip(TABLES, map(frame, [position_rows(found), word_rows(found), proofs]), strict=True))
+def tables_of(results: Iterable[Attribution]) -> dict[str, pd.DataFrame]:
+    """The three tables of attributions; that of certificates has no row for a method without one."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+    for found in results:
+        rows["attributions"] += position_rows(found)
+        rows["word_scores"] += word_rows(found)
+        if found.certificate is not None:
+            rows["certificates"].append(found.keys() | certificate_row(found.certificate))
+    return {name: frame(some) for name, some in rows.items()}
 
 
 def joined(parts: list[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:

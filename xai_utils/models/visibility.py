@@ -20,6 +20,8 @@ from xai_utils.models.tree import PromptTree
 if TYPE_CHECKING:
     from xai_utils.models.loading import LoadedModel
 
+REFUSALS = (TypeError, ValueError, NotImplementedError, RuntimeError)  # of a mask that a model does not take
+
 _tried: WeakKeyDictionary[PreTrainedModel, MaskSupport] = WeakKeyDictionary()
 
 
@@ -54,16 +56,19 @@ def _try(model: LoadedModel) -> MaskSupport:
     plain, other = rows[:8], rows[:8].clone()
     seen = torch.tensor([True, True, False, True, True, False, True, True], device=model.device)
     other[~seen] = rows[8:]
+    whole, apart = (model.model(inputs_embeds=row[None], use_cache=False).logits[0, -1] for row in (plain, other))
+    tolerance = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()
     try:
         hidden, changed = (_last(model, row, seen) for row in (plain, other))
-        branches = _branches(model, plain, other)
-    except (TypeError, ValueError, NotImplementedError, RuntimeError):
-        return MaskSupport(False, False)
-    whole, apart = (_last(model, row, torch.ones_like(seen)) for row in (plain, other))
-    tolerance = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()
-    moved = not _close(hidden, whole, tolerance)  # a model that ignores the mask gives the same
-    trees = all(_close(*pair, tolerance) for pair in zip(branches, (whole, apart), strict=True))
-    return MaskSupport(moved and _close(hidden, changed, tolerance), trees)
+        # a model that ignores the mask gives the same
+        holes = not _close(hidden, whole, tolerance) and _close(hidden, changed, tolerance)
+    except REFUSALS:
+        holes = False
+    try:
+        trees = _close(_branches(model, plain, other), torch.stack([whole, apart]), tolerance)
+    except REFUSALS:
+        trees = False
+    return MaskSupport(holes, trees)
 
 
 def _branches(model: LoadedModel, *prompts: Float[Tensor, "position hidden"]) -> Float[Tensor, "prompt vocabulary"]:

@@ -193,7 +193,7 @@ class Explainer:
         labels, names = list(models or self.models), list(methods)
         ids = list(texts or [entry.id for entry in self.study.texts])
         jobs = [self._method(name, label, text, target, settings) for label in labels for text in ids for name in names]
-        return joined([tables_of(found) for found in self.compute(jobs, "explaining")])
+        return tables_of(self.compute(jobs, "explaining"))
 
     def continuations(self, text: str, method: str = "integrated_gradients") -> dict[str, pd.DataFrame]:
         """Tables `continuations` (matrix continuation x input, long) and `certificates` of one text, for all models."""

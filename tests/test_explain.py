@@ -1,7 +1,9 @@
 """The loop over a study: tables, cache, and the table of methods that anybody may extend."""
 
+import gc
 import json
 import sys
+import weakref
 from types import ModuleType
 
 import numpy as np
@@ -186,3 +188,14 @@ def test_models_are_loaded_once_a_process_until_their_files_change(tmp_path, mon
     save_tiny(folder, seed=1)
     second = Explainer(study).models["m"]
     assert second is not first and second.revision != first.revision
+
+
+def test_an_explainer_that_is_gone_keeps_no_models(book):
+    other = book.on(TextEntry(id="capital", text="The capital of Russia", answer=" is Moscow."))
+    texts = [one.case("base", "capital").text for one in (book, other)]
+    assert texts == ["The capital of France", "The capital of Russia"]
+    assert [one.target("twin", "capital").text for one in (book, other)] == [" is Paris.", " is Moscow."]
+    gone = weakref.ref(other)
+    del other
+    gc.collect()
+    assert gone() is None

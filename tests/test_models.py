@@ -12,7 +12,7 @@ from xai_utils.errors import UserError
 from xai_utils.files import ROOT
 from xai_utils.models import loading
 from xai_utils.models.entry import ModelEntry
-from xai_utils.models.loading import LoadedModel, content_hash, load
+from xai_utils.models.loading import LoadedModel, content_hash, load, load_tokenizer
 from xai_utils.study.config import load_study
 
 IDS = torch.tensor([[0, 70, 300, 5, 411, 2, 70]])
@@ -118,6 +118,10 @@ def test_revision_names_contents_not_places(llama: Path, copy: Path) -> None:
     weights["model.norm.weight"][0] += 1e-3
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     assert content_hash(copy) != content_hash(llama)
+
+
+def test_a_tokenizer_alone_is_the_models(llama: Path) -> None:
+    assert load_tokenizer(entry(llama)).get_vocab() == load(entry(llama)).tokenizer.get_vocab()
 
 
 def test_own_tokenizer_is_used_and_part_of_the_revision(llama: Path, tmp_path: Path) -> None:

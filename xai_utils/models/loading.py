@@ -130,6 +130,12 @@ def load(entry: ModelEntry, attention: Attention = "sdpa") -> LoadedModel:
     return usable(LoadedModel(entry, model.eval().requires_grad_(False), tokenizer, revision + tokenizer_revision))
 
 
+def load_tokenizer(entry: ModelEntry) -> PreTrainedTokenizerFast:
+    """A model entry's tokenizer alone, as `load` reads it. Raises UserError."""
+    with convert.quiet():
+        return _tokenizer(entry, _source(entry, entry.model, entry.revision, hub.TOKENIZER_FILES)[0])[0]
+
+
 # ---- from a name to a folder
 
 

@@ -69,6 +69,8 @@ class Explainer:
         self.models  # noqa: B018 - loaded here, for both
         other = copy.copy(self)
         other.study = self.study.model_copy(update={"texts": entries})
+        for name in ("_cases", "_targets"):  # of other texts
+            vars(other).pop(name, None)
         return other
 
     @property
@@ -76,14 +78,26 @@ class Explainer:
         """Every model's label with every text's id."""
         return [(label, entry.id) for label in self.models for entry in self.study.texts]
 
-    @functools.lru_cache(CASES)  # noqa: B019 - an Explainer lives as long as its notebook
     def case(self, label: str, text: str) -> Case:
-        return prepare(self.models[label], self._entry(text), self.study, self.study.name)
+        return self._cases(label, text)
 
-    @functools.lru_cache(TARGETS)  # noqa: B019
     def target(self, label: str, text: str, kind: str | None = None) -> Target:
-        kind = kind or self._entry(text).target or self.study.target
-        return make_target(self.models[label], self.case(label, text), kind)
+        return self._targets(label, text, kind)
+
+    @functools.cached_property
+    def _cases(self) -> Callable[[str, str], Case]:
+        """Kept here: a cache of the class would keep every Explainer with its models."""
+        return functools.lru_cache(CASES)(
+            lambda label, text: prepare(self.models[label], self._entry(text), self.study, self.study.name)
+        )
+
+    @functools.cached_property
+    def _targets(self) -> Callable[[str, str, str | None], Target]:
+        def made(label: str, text: str, kind: str | None) -> Target:
+            kind = kind or self._entry(text).target or self.study.target
+            return make_target(self.models[label], self.case(label, text), kind)
+
+        return functools.lru_cache(TARGETS)(made)
 
     def _entry(self, text: str) -> Any:
         return next(entry for entry in self.study.texts if entry.id == text)

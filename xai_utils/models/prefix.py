@@ -88,7 +88,8 @@ class Prefix:
             return self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=last, **masked).logits
         past = DynamicCache()
         for layer, pair in enumerate(self.prepare()):
-            keys, values = (one[:, :, :since].expand(rows, -1, -1, -1) for one in pair)
+            # Copies: rows that are only expanded take longer to be joined to what follows.
+            keys, values = (one[:, :, :since].repeat(rows, 1, 1, 1) for one in pair)
             past.update(keys, values, layer)
         masked = {} if seen is None else self._continued(since, seen)
         output = self.model(inputs_embeds=embeds, past_key_values=past, use_cache=True, logits_to_keep=last, **masked)

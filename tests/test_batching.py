@@ -72,14 +72,17 @@ def test_free_memory_is_that_of_the_machine():
     assert abs(batching.free(torch.device("cpu")) - psutil.virtual_memory().available) < 2**30
 
 
-@pytest.mark.parametrize(("launch", "memory", "expected"), [(0.0, 10**6, 4096), (1.0, 10**6, 65536), (1.0, 6000, 4096)])
-def test_a_gpu_gets_as_many_as_pay_or_as_fit(monkeypatch, launch, memory, expected):
-    """On a card whose passes take `launch` seconds and 1/4096 s a position, with so many positions of memory."""
+@pytest.mark.parametrize(
+    ("launch", "each", "memory", "expected"),
+    [(0.0, 1e-6, 10**6, 4096), (0.01, 1e-6, 10**6, 131072), (0.01, 1e-4, 10**6, 4096), (0.01, 1e-6, 6000, 4096)],
+)
+def test_a_gpu_gets_as_many_as_pay_or_as_fit(monkeypatch, launch, each, memory, expected):
+    """On a card whose passes take `launch` seconds and `each` a position, with so many positions of memory."""
     model = Loaded()
     monkeypatch.setattr(Loaded, "device", torch.device("cuda"))
     monkeypatch.setattr(batching, "kept_per_position", lambda model: 1.0)
     monkeypatch.setattr(batching, "free", lambda device: memory / batching.SHARE)
-    monkeypatch.setattr(batching, "_seconds", lambda model, size: launch + size / 4096)
+    monkeypatch.setattr(batching, "_seconds", lambda model, size: launch + each * size)
     assert batching.positions(model) == expected
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import warnings
+import weakref
 
 import psutil
 import pytest
@@ -84,6 +85,15 @@ def test_a_gpu_gets_as_many_as_pay_or_as_fit(monkeypatch, launch, each, memory, 
     monkeypatch.setattr(batching, "free", lambda device: memory / batching.SHARE)
     monkeypatch.setattr(batching, "_seconds", lambda model, size: launch + each * size)
     assert batching.positions(model) == expected
+
+
+def test_a_measured_model_can_be_freed():
+    model = tiny_loaded()
+    assert batching.kept_per_position(model) > 0
+    weight = weakref.ref(model.model.model.layers[0].mlp.up_proj.weight)
+    del model
+    gc.collect()
+    assert weight() is None
 
 
 def test_a_pass_is_timed_in_any_grad_mode():

@@ -86,7 +86,7 @@ def kept_per_position(model: LoadedModel) -> float:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself, it would close a circle that nobody can free, with all the weights in it
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         output = _forward(model, 1)[1]  # holds what is counted

@@ -6,7 +6,9 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
 import dataclasses
 import functools
 import gc
@@ -252,6 +254,8 @@ def _loaded(loader: Callable[[ModelEntry], LoadedModel], entries: tuple[ModelEnt
     if key not in _held:
         _held.clear()
         gc.collect()  # before others take their memory
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # where the C library is not glibc
+            ctypes.CDLL(None).malloc_trim(0)  # which else keeps a gigabyte of freed weights to itself
         _held[key] = {model.label: model for model in with_common_mean(list(map(loader, progress(entries, "loading"))))}
     return _held[key]
 

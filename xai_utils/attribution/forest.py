@@ -75,7 +75,6 @@ class Forest:
         which = (np.cumsum(self._new) - self._new) * number // total
         return [np.array(self._order)[which == tree].tolist() for tree in np.unique(which)]
 
-    @torch.no_grad()
     def _scores(self, trees: Sequence[_Tree]) -> list[np.ndarray]:
         """Of each tree, for what is asked of it, the log-probability of a token, or its logit."""
         model, kind = self.objective.model, self.objective.target.kind
@@ -92,7 +91,7 @@ class Forest:
 
         def part(which: slice) -> Tensor:
             given = {name: tensor[which] for name, tensor in inputs.items()}
-            with torch.no_grad():
+            with torch.no_grad():  # here: a pass may run in a thread of its own
                 logits = model.model(**given, use_cache=False, logits_to_keep=kept).logits
             logits = logits if logits.dtype == torch.float64 else logits.float()
             place = torch.arange(len(logits), device=model.device)[:, None]

@@ -31,7 +31,7 @@ class Prefix:
     """Keys and values of a prompt, from any position of which versions of it are continued."""
 
     def __init__(self, model: LoadedModel, inputs: Float[Tensor, "position hidden"]):
-        self.loaded, self.model, self.inputs = model, model.model, inputs
+        self.model, self.inputs = model.model, inputs
         self._layers: list[tuple[Tensor, Tensor]] = []
 
     @property

@@ -226,6 +226,31 @@ def test_a_kernel_that_finds_its_port_taken_is_started_again(book, tmp_path, mon
     )
 
 
+KILLS_ITSELF = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def test_a_kernel_that_dies_between_two_notebooks_is_begun_again(book, tmp_path, monkeypatch):
+    died = tmp_path / "died"
+    once = f"from pathlib import Path\nif not Path({str(died)!r}).exists():\n    Path({str(died)!r}).touch()\n    "
+    monkeypatch.setattr(kernel, "FRESH", once + KILLS_ITSELF)
+    out = tmp_path / "out.ipynb"
+    execute(NotebookRun(book("01_a", "print('up')"), out))
+    assert texts(out) == "up\n" and died.exists()
+
+
+def test_what_a_kernel_runs_beside_notebooks_prints_or_says_why_not(tmp_path):
+    with kernels(tmp_path / "kernels") as given:
+        own = given()
+        assert own.run("print('a'); print('b')") == "a\nb\n"
+        with pytest.raises(UserError, match="^what; do$"):
+            own.run("from xai_utils.errors import UserError\nraise UserError('what; do')")
+        with pytest.raises(RuntimeError, match="^ZeroDivisionError: division by zero"):
+            own.run("1 / 0")
+        with pytest.raises(UserError, match="^the kernel was killed, most likely for lack of memory"):
+            own.run(KILLS_ITSELF)
+        assert own.run("print('again')") == "again\n"
+
+
 DIRTY = [
     "import os, sys, warnings\nimport matplotlib.pyplot as plt\nprint('pid', os.getpid())",
     "left = 1\nos.chdir('/')\nos.environ['LEFT'] = '1'\nsys.path.insert(0, 'left')\nwarnings.simplefilter('ignore')",

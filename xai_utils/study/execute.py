@@ -26,7 +26,7 @@ from tqdm import tqdm
 from xai_utils.errors import MORE, UserError
 from xai_utils.files import ROOT, write_text
 from xai_utils.notices import MIME
-from xai_utils.study.kernel import OwnKernel
+from xai_utils.study.kernel import DIED, OwnKernel
 from xai_utils.study.progress import Line
 
 CELL_SECONDS = 3600
@@ -80,8 +80,7 @@ def _executed(
     except CellTimeoutError:
         raise UserError(f"{progress.place}: took longer than {timeout} s; allow more with --timeout SECONDS") from None
     except DeadKernelError:
-        reason = "the kernel was killed, most likely for lack of memory; close programs, or use a smaller model or text"
-        raise UserError(f"{progress.place}: {reason}") from None
+        raise UserError(f"{progress.place}: {DIED}") from None
     except RuntimeError as error:
         raise UserError(f"{progress.place}: the kernel did not start ({_line(str(error))}); try again") from None
 

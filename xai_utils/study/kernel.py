@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty
 from typing import Any, ClassVar
 from uuid import uuid4
 from weakref import WeakSet
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
@@ -33,6 +33,8 @@ ENVIRONMENT = {
 }
 STARTS = 3  # two kernels that start at once can pick one port (papermill issue 511)
 READY = 120  # seconds that a kernel may take to answer
+ASKED_AGAIN = 1  # seconds without a message, after which a process is asked whether it lives
+DIED = "the kernel was killed, most likely for lack of memory; close programs, or use a smaller model or text"
 FRESH = "from xai_utils.study.namespace import renew; renew()"
 
 
@@ -81,37 +83,51 @@ class OwnKernel(AsyncKernelManager):
                 time.sleep(attempt)
 
     def _renew(self) -> None:
-        with self._answering() as client:
-            reply = client.execute(FRESH, silent=True, reply=True, timeout=READY)["content"]
+        reply, _ = self._execute(FRESH)
         if reply["status"] != "ok":
             raise RuntimeError(reply.get("evalue", "it could not be made fresh"))
 
-    @contextmanager
-    def _answering(self) -> Iterator[BlockingKernelClient]:
+    def _execute(self, code: str) -> tuple[dict[str, Any], str]:
+        """The reply to code that is no notebook's, and what it printed. Raises RuntimeError when the process dies."""
+        printed, idle = [], False
         client = self.blocking_client()
         client.start_channels()
         try:
             client.wait_for_ready(timeout=READY)
-            yield client
+            asked = client.execute(code, store_history=False, allow_stdin=False)
+            while not idle:
+                message = self._next(client.get_iopub_msg, asked)
+                printed += [message["text"]] if message.get("name") == "stdout" else []
+                idle = message.get("execution_state") == "idle"
+            return self._next(client.get_shell_msg, asked), "".join(printed)
         finally:
             client.stop_channels()
+
+    def _next(self, get: Callable[..., dict[str, Any]], asked: str) -> dict[str, Any]:
+        """What the next message of one of a client's channels that answers a request says."""
+        while True:
+            try:
+                message = get(timeout=ASKED_AGAIN)
+            except Empty:
+                if not run_sync(self.is_alive)():
+                    raise RuntimeError(DIED) from None
+                continue
+            if message["parent_header"].get("msg_id") == asked:
+                return message["content"]
 
     def run(self, code: str) -> str:
         """What code that is no notebook's prints, run with the modules and models that the process holds.
 
-        Raises UserError as the code does, and for other errors RuntimeError, which is noted with their traceback.
+        Raises UserError as the code does and when the process dies, and for other errors RuntimeError, which is noted
+        with their traceback.
         """
         self.begin()
-        printed: list[str] = []
-
-        def keep(message: dict[str, Any]) -> None:
-            if message["content"].get("name") == "stdout":
-                printed.append(message["content"]["text"])
-
-        with self._answering() as client:
-            reply = client.execute_interactive(code, allow_stdin=False, timeout=None, output_hook=keep)["content"]
+        try:
+            reply, printed = self._execute(code)
+        except RuntimeError as died:
+            raise UserError(str(died)) from None
         if reply["status"] == "ok":
-            return "".join(printed)
+            return printed
         if reply["ename"] == UserError.__name__:
             raise UserError(reply["evalue"])
         error = RuntimeError(f"{reply['ename']}: {reply['evalue']}")

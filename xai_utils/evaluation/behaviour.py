@@ -7,8 +7,11 @@ rows make the matrix continuation x input (as inseq shows it, arXiv 2302.13942).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,7 +23,7 @@ from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case, Token
 from xai_utils.text.tokenise import token_name
 
-VERSION = 1  # raise it when the table would come out different
+VERSION = 2  # raise it when the table would come out different
 CONTINUATION = 8  # tokens of the model's own continuation
 
 
@@ -32,46 +35,60 @@ def behaviour(model: LoadedModel, case: Case) -> pd.DataFrame:
     case has no answer or contrast. `next_text` is the likeliest next token, `continuation` eight tokens, each the
     likeliest.
     """
-    first = _log_probabilities(model, case.ids, 1)[0]
+    logits, kept = _read(model, case.ids)
+    first = logits[-1].double().log_softmax(-1)
     best = int(first.argmax())
     row: dict[str, object] = {"answer": case.answer, "probability": None, "rank": None, "margin": None}
     if case.answer_ids:
-        value = log_probability(model, case, case.answer_ids)
+        value = _log_probability(model, case, case.answer_ids, first, kept)
         row |= {"probability": math.exp(value), "rank": int((first > first[case.answer_ids[0]]).sum()) + 1}
         if case.contrast_ids:
-            row["margin"] = value - log_probability(model, case, case.contrast_ids)
+            row["margin"] = value - _log_probability(model, case, case.contrast_ids, first, kept)
     row |= {
         "next_text": str(model.tokenizer.decode([best])),
         "next_probability": float(first[best].exp()),
-        "continuation": str(model.tokenizer.decode(greedy(model, case, CONTINUATION), skip_special_tokens=True)),
+        "continuation": str(
+            model.tokenizer.decode(_onwards(model, case, CONTINUATION, logits, kept), skip_special_tokens=True)
+        ),
     }
     return pd.DataFrame([row]).astype({"probability": float, "rank": "Int64", "margin": float})
 
 
-def log_probability(model: LoadedModel, case: Case, ids: tuple[int, ...]) -> float:
-    """Log-probability of a continuation of the prompt, its tokens' added (nats)."""
-    rows = _log_probabilities(model, [*case.ids, *ids[:-1]], len(ids))
-    return float(rows.gather(-1, torch.tensor(ids, device=rows.device)[:, None]).sum())
+@torch.no_grad()
+def _read(model: LoadedModel, ids: Sequence[int], kept: Any = None, keep: int = 1) -> tuple[Tensor, Any]:
+    """Logits behind the last `keep` of some tokens, [keep, vocabulary], and keys and values of all that was read.
+
+    What `kept` holds stands before the tokens; None is held by a model that keeps nothing.
+    """
+    given = torch.tensor([list(ids)], device=model.device)
+    output = model.model(input_ids=given, past_key_values=kept, use_cache=True, logits_to_keep=keep)
+    return output.logits[0], output.get("past_key_values")
 
 
-def _log_probabilities(model: LoadedModel, ids: list[int], keep: int) -> Tensor:
-    """Of all tokens at the last `keep` positions, [keep, vocabulary]."""
-    return model.logits(ids, keep).double().log_softmax(-1)
+def _log_probability(model: LoadedModel, case: Case, ids: tuple[int, ...], first: Tensor, kept: Any) -> float:
+    """Log-probability of a continuation of the prompt, its tokens' added (nats); `first` is that of all next tokens."""
+    value = float(first[ids[0]])
+    if len(ids) > 1:
+        before = ids[:-1] if kept is not None else [*case.ids, *ids[:-1]]
+        logits, _ = _read(model, before, copy.deepcopy(kept), len(ids) - 1)
+        rows = logits.double().log_softmax(-1)
+        value += float(rows[torch.arange(len(rows)), list(ids[1:])].sum())
+    return value
 
 
 def greedy(model: LoadedModel, case: Case, steps: int) -> list[int]:
     """The most probable continuation of a prompt, at most `steps` tokens, up to the end of the text."""
     if steps < 1:
         raise UserError(f"continuation is {steps} tokens; expected at least 1")
-    found: list[int] = []
-    kept = None  # keys and values of what was read, where the model keeps any
+    return _onwards(model, case, steps, *_read(model, case.ids))
+
+
+def _onwards(model: LoadedModel, case: Case, steps: int, logits: Tensor, kept: Any) -> list[int]:
+    """What `greedy` gives, from the logits and kept values of the prompt."""
+    found = [int(logits[-1].argmax())]
     while len(found) < steps and model.tokenizer.eos_token_id not in found:
-        ids = found[-1:] if kept is not None else [*case.ids, *found]
-        given = torch.tensor([ids], device=model.device)
-        with torch.no_grad():
-            output = model.model(input_ids=given, past_key_values=kept, use_cache=True, logits_to_keep=1)
-        kept = output.get("past_key_values")
-        found.append(int(output.logits[0, -1].argmax()))
+        logits, kept = _read(model, found[-1:] if kept is not None else [*case.ids, *found], kept)
+        found.append(int(logits[-1].argmax()))
     return found
 
 

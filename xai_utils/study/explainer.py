@@ -6,9 +6,7 @@ them.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
 import dataclasses
 import functools
 import gc
@@ -19,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from xai_utils import memory
 from xai_utils.attribution import integrated_gradients
 from xai_utils.attribution.absence import with_common_mean
 from xai_utils.attribution.methods import method_named
@@ -30,6 +29,7 @@ from xai_utils.evaluation.behaviour import greedy, unrolled
 from xai_utils.files import locate, write_text
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, load
+from xai_utils.models.sharing import share
 from xai_utils.notices import notice
 from xai_utils.study import results
 from xai_utils.study.cluster import computed
@@ -189,6 +189,7 @@ class Explainer:
                 notice(f"failed: {job}: {reason(outcome)}")
             else:
                 write_text(job.file, outcome)
+            memory.give_back(memory.EVERY)
         if failed and asked == 1:
             raise failed[0][1]
         if failed:
@@ -254,9 +255,12 @@ def _loaded(loader: Callable[[ModelEntry], LoadedModel], entries: tuple[ModelEnt
     if key not in _held:
         _held.clear()
         gc.collect()  # before others take their memory
-        with contextlib.suppress(AttributeError, OSError, TypeError):  # where the C library is not glibc
-            ctypes.CDLL(None).malloc_trim(0)  # which else keeps a gigabyte of freed weights to itself
-        _held[key] = {model.label: model for model in with_common_mean(list(map(loader, progress(entries, "loading"))))}
+        memory.give_back()
+        models: list[LoadedModel] = []
+        for entry in progress(entries, "loading"):
+            models.append(loader(entry))
+            share(models)
+        _held[key] = {model.label: model for model in with_common_mean(models)}
     return _held[key]
 
 

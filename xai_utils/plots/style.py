@@ -37,6 +37,7 @@ from xai_utils.files import write_whole
 SUPPORTS, OPPOSES, NOTHING, INK = "#2166ac", "#b2182b", "#bdbdbd", "#333333"
 PALETTE = ("#4d4d4d", "#e08214", "#8073ac", "#35978f", "#bf812d", "#c51b7d")  # of models, safe beside each other
 FALLBACK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS", "Noto Sans Arabic")
+DPI = 110  # of a saved figure
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -50,7 +51,7 @@ STYLE: Any = {
     "hatch.linewidth": 0.6,
     "legend.frameon": False,
     "figure.titlesize": 10.5,
-    "savefig.dpi": 110,
+    "savefig.dpi": DPI,
 }
 ROW, LETTER = 0.215, 0.078  # inches that a bar and a letter of its label take
 LONGEST = 48  # letters of a label before its middle is left out
@@ -87,6 +88,7 @@ def png(fig: Figure) -> bytes:
 def _laid_out(fig: Figure) -> Iterator[None]:
     """The figure's layout is made once: `savefig` by itself would draw everything for it and then once more."""
     engine = fig.get_layout_engine()
+    fig.set_dpi(DPI)
     if engine is not None:
         engine.execute(fig)
         fig.set_layout_engine("none")

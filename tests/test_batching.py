@@ -60,7 +60,8 @@ def test_a_pass_takes_what_is_enough_or_what_fits(monkeypatch):
         assert batching.positions(model) == batching.ENOUGH
     tight = Loaded()
     monkeypatch.setattr(batching, "free", lambda device: 100 * Linear.width * 4)
-    with pytest.warns(UserWarning, match="'linear': not enough memory: passes hold 25 positions, not 1024"):
+    said = f"'linear': not enough memory: passes hold 25 positions, not {batching.ENOUGH}"
+    with pytest.warns(UserWarning, match=said):
         assert batching.positions(tight) == int(100 * batching.SHARE)
     monkeypatch.setattr(batching, "free", lambda device: 0)
     assert batching.positions(tight) == 25  # once a model: a batch does not change in the middle of a study

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 if TYPE_CHECKING:
     from xai_utils.models.loading import LoadedModel
 
-ENOUGH = 1024  # positions: large enough for a CPU's matrix product, small in memory
+ENOUGH = 832  # positions: large enough for a CPU's matrix product, small in memory
 LARGE = 4096  # positions, on a GPU: below, kernels leave part of it idle in their last round
 LEAST_PER_CORE = 256  # positions: a pass of fewer is bound by reading the weights, which every core does for itself
 SHARE = 0.25  # of the free memory for what a pass keeps: others need some, and torch as much again while it works

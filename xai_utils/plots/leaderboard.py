@@ -11,6 +11,7 @@ from xai_utils.attribution.methods import method_name
 from xai_utils.plots.style import INK, NOTHING, ROW, SUPPORTS, figure, heading, readable, style
 
 WIDTH = 7.2
+LABEL = 0.12  # of the scale, what a number and its distance take
 
 
 def shares(board: pd.DataFrame, title: str = "", ceiling: float | None = None) -> Figure:
@@ -28,9 +29,10 @@ def shares(board: pd.DataFrame, title: str = "", ceiling: float | None = None) -
         axes.hlines(places, 0, np.fmax(other, 0), color=colours, linewidth=1.4, alpha=0.5)
         axes.scatter(own, places, s=30, facecolors="white", edgecolors=colours, linewidths=1.2, zorder=2)
         axes.scatter(other, places, s=34, color=colours, zorder=3)
-        for place, value in zip(places, other, strict=True):
+        beside = np.where((own > other) & (own < other + LABEL), own, other)  # a hollow dot would cross the number
+        for place, value, at in zip(places, other, beside, strict=True):
             if np.isfinite(value):
-                axes.annotate(f"{value:.2f}", (value, place), (6, 0), textcoords="offset points", va="center")
+                axes.annotate(f"{value:.2f}", (at, place), (6, 0), textcoords="offset points", va="center")
         axes.axvline(0, color=INK, linewidth=0.9)
         if ceiling is not None:
             axes.axvline(ceiling, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))

@@ -17,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 
-from xai_utils import memory
 from xai_utils.attribution import integrated_gradients
 from xai_utils.attribution.absence import with_common_mean
 from xai_utils.attribution.methods import method_named
@@ -27,6 +26,7 @@ from xai_utils.attribution.target import Target, make_target
 from xai_utils.errors import UserError
 from xai_utils.evaluation.behaviour import greedy, unrolled
 from xai_utils.files import locate, write_text
+from xai_utils.memory import give_back
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, load
 from xai_utils.models.sharing import share
@@ -189,7 +189,6 @@ class Explainer:
                 notice(f"failed: {job}: {reason(outcome)}")
             else:
                 write_text(job.file, outcome)
-            memory.give_back(memory.EVERY)
         if failed and asked == 1:
             raise failed[0][1]
         if failed:
@@ -255,7 +254,7 @@ def _loaded(loader: Callable[[ModelEntry], LoadedModel], entries: tuple[ModelEnt
     if key not in _held:
         _held.clear()
         gc.collect()  # before others take their memory
-        memory.give_back()
+        give_back()
         models: list[LoadedModel] = []
         for entry in progress(entries, "loading"):
             models.append(loader(entry))

@@ -7,7 +7,6 @@ rows make the matrix continuation x input (as inseq shows it, arXiv 2302.13942).
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from xai_utils.models.loading import LoadedModel
 from xai_utils.text.cases import Case, Token
 from xai_utils.text.tokenise import token_name
 
-VERSION = 2  # raise it when the table would come out different
+VERSION = 3  # raise it when the table would come out different
 CONTINUATION = 8  # tokens of the model's own continuation
 
 
@@ -40,10 +39,10 @@ def behaviour(model: LoadedModel, case: Case) -> pd.DataFrame:
     best = int(first.argmax())
     row: dict[str, object] = {"answer": case.answer, "probability": None, "rank": None, "margin": None}
     if case.answer_ids:
-        value = _log_probability(model, case, case.answer_ids, first, kept)
+        value = _log_probability(model, case, case.answer_ids, first)
         row |= {"probability": math.exp(value), "rank": int((first > first[case.answer_ids[0]]).sum()) + 1}
         if case.contrast_ids:
-            row["margin"] = value - _log_probability(model, case, case.contrast_ids, first, kept)
+            row["margin"] = value - _log_probability(model, case, case.contrast_ids, first)
     row |= {
         "next_text": str(model.tokenizer.decode([best])),
         "next_probability": float(first[best].exp()),
@@ -55,23 +54,24 @@ def behaviour(model: LoadedModel, case: Case) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def _read(model: LoadedModel, ids: Sequence[int], kept: Any = None, keep: int = 1) -> tuple[Tensor, Any]:
-    """Logits behind the last `keep` of some tokens, [keep, vocabulary], and keys and values of all that was read.
+def _read(model: LoadedModel, ids: Sequence[int], kept: Any = None) -> tuple[Tensor, Any]:
+    """Logits behind the last of some tokens, [1, vocabulary], and keys and values of all that was read.
 
     What `kept` holds stands before the tokens; None is held by a model that keeps nothing.
     """
     given = torch.tensor([list(ids)], device=model.device)
-    output = model.model(input_ids=given, past_key_values=kept, use_cache=True, logits_to_keep=keep)
+    output = model.model(input_ids=given, past_key_values=kept, use_cache=True, logits_to_keep=1)
     return output.logits[0], output.get("past_key_values")
 
 
-def _log_probability(model: LoadedModel, case: Case, ids: tuple[int, ...], first: Tensor, kept: Any) -> float:
-    """Log-probability of a continuation of the prompt, its tokens' added (nats); `first` is that of all next tokens."""
+def _log_probability(model: LoadedModel, case: Case, ids: tuple[int, ...], first: Tensor) -> float:
+    """Log-probability of a continuation of the prompt, its tokens' added (nats); `first` is that of all next tokens.
+
+    Further tokens are read in a whole pass: not every architecture takes several of them behind what it has kept.
+    """
     value = float(first[ids[0]])
     if len(ids) > 1:
-        before = ids[:-1] if kept is not None else [*case.ids, *ids[:-1]]
-        logits, _ = _read(model, before, copy.deepcopy(kept), len(ids) - 1)
-        rows = logits.double().log_softmax(-1)
+        rows = model.logits([*case.ids, *ids[:-1]], len(ids) - 1).double().log_softmax(-1)
         value += float(rows[torch.arange(len(rows)), list(ids[1:])].sum())
     return value
 

@@ -22,7 +22,7 @@ $(STAMP): requirements.txt pyproject.toml
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-report: setup  ## run the notebooks on studies/lora.yaml and default.yaml, rebuild figs/ and report/
+report: setup  ## run what has changed of the notebooks on both published studies, rebuild figs/ and report/
 	$(BIN)/python -m xai_utils report
 
 verify: setup  ## compare the tables of a rerun with the committed ones, number by number

@@ -29,10 +29,17 @@ README = ROOT / "README.md"
 
 
 def build(study: Study) -> Path:
-    """Write the report of a study, its appendix, and the site; returns the page.
+    """Write the report of a study, its appendix, and the site; returns the page. Raises UserError as `write` does."""
+    site.build(study, write(study))
+    return folders(study).blog / "index.md"
 
-    The published study's report covers the other published pair too, which has a page of its own beside it. Raises
-    UserError when the notebooks have written no scores yet.
+
+def write(study: Study) -> dict[str, str]:
+    """Write the report of a study and its appendix as Markdown, with their figures.
+
+    Returns the HTML that the site shows instead of a figure, by the figure's file name. The published study's report
+    covers the other published pair too, which has a page of its own beside it. Raises UserError when the notebooks
+    have written no scores yet.
     """
     found, folder = read_tables(study), folders(study).blog
     shutil.rmtree(folder / "figs", ignore_errors=True)
@@ -45,8 +52,7 @@ def build(study: Study) -> Path:
     if study.leads:
         own = pictures["index"]
         write_text(README, with_finding(README.read_text(encoding="utf-8"), own.facts, own))
-    site.build(study, {name: html for one in pictures.values() for name, html in one.inserts.items()})
-    return folder / "index.md"
+    return {name: html for one in pictures.values() for name, html in one.inserts.items()}
 
 
 def beside(study: Study) -> list[StudyTables]:

@@ -10,7 +10,7 @@ import hashlib
 import html
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,27 +46,30 @@ class Page:
     body: str
 
 
-def build(study: Study, inserts: Mapping[str, str] | None = None) -> Path:
+def build(study: Study, inserts: Mapping[str, str] | None = None, executed: Sequence[Page] = ()) -> Path:
     """Write a page for each part of the report and each notebook of a study; returns the folder.
 
-    `inserts` holds HTML by the name of the picture that it stands in for.
+    `inserts` holds HTML by the name of the picture that it stands in for; `executed` the pages of the notebooks, where
+    they were made already.
     """
     folder = folders(study).blog.parent / "site"
     shutil.rmtree(folder, ignore_errors=True)
-    every = pages(study, inserts or {})
+    every = [*reports(study, inserts or {}), *(executed or notebooks(study))]
     for page in every:
         write_text(folder / f"{page.stem}.html", whole(page, every, folder))
     return folder
 
 
-def pages(study: Study, inserts: Mapping[str, str]) -> list[Page]:
-    """The report's pages, then one a notebook; those that are there."""
-    place = folders(study)
-    texts = [path for path in (place.blog / f"{stem}.md" for stem in PAGES) if path.exists()]
-    notebooks = sorted(place.notebooks.glob("[0-9][0-9]_*.ipynb"))
-    return [Page(path.stem, PAGES[path.stem], report(path, inserts)) for path in texts] + [
-        Page(path.stem, path.stem.replace("_", " "), notebook(path)) for path in notebooks
-    ]
+def reports(study: Study, inserts: Mapping[str, str]) -> list[Page]:
+    """The report's pages, those that are there."""
+    texts = [path for path in (folders(study).blog / f"{stem}.md" for stem in PAGES) if path.exists()]
+    return [Page(path.stem, PAGES[path.stem], report(path, inserts)) for path in texts]
+
+
+def notebooks(study: Study) -> list[Page]:
+    """A page for each executed notebook."""
+    there = sorted(folders(study).notebooks.glob("[0-9][0-9]_*.ipynb"))
+    return [Page(path.stem, path.stem.replace("_", " "), notebook(path)) for path in there]
 
 
 def whole(page: Page, pages: list[Page], folder: Path) -> str:

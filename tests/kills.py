@@ -27,10 +27,10 @@ RUN = """
 import sys
 from pathlib import Path
 from xai_utils.study import run
-run.run.__defaults__ = (*run.run.__defaults__[:-1], Path(sys.argv[2]))
+run.run.__defaults__ = (*run.run.__defaults__[:-2], True, Path(sys.argv[2]))
 from xai_utils import __main__
 sys.exit(__main__.main(["run", "--study", sys.argv[1]]))
-"""  # the command `run`, on notebooks that lie elsewhere
+"""  # the command `run`, on notebooks that lie elsewhere, and keeping those that are done as `report` does
 
 
 @contextmanager

@@ -104,7 +104,8 @@ def built(tmp_path, monkeypatch):
 def published(tmp_path_factory) -> Path:
     """The site of the published study, from the committed report and notebooks."""
     folder = tmp_path_factory.mktemp("site")
-    every = site.pages(load_study("studies/default.yaml"), {})
+    study = load_study("studies/default.yaml")
+    every = [*site.reports(study, {}), *site.notebooks(study)]
     for page in every:
         write_text(folder / f"{page.stem}.html", site.whole(page, every, folder))
     return folder

@@ -1,5 +1,6 @@
 """The command line: `python -m xai_utils COMMAND`. A user's error is one line on stderr and a non-zero exit status."""
 
+import json
 import signal
 import sys
 import time
@@ -27,10 +28,11 @@ app = typer.Typer(
 
 StudyFile = Annotated[Path, typer.Option("--study", help="the study file")]
 PUBLISHED = Path("studies/default.yaml")
-BUILD = """
-from report.build import build
+WRITE = """
+import json
+from report.build import write
 from xai_utils.study.config import load_study
-print(build(load_study({file!r})).parents[1] / "site" / "index.html")
+print(json.dumps(write(load_study({file!r}))))
 """  # run by the process that executed the notebooks, which has all of that loaded
 Only = Annotated[list[str] | None, typer.Option("--only", help="a notebook by number, as 02; may be given again")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value for a parameter of the notebooks")]
@@ -120,19 +122,25 @@ def report(
     scheduler: Scheduler = None,
     workers: Workers = None,
 ) -> None:
-    """Execute a study's notebooks and rebuild its report."""
+    """Execute those of a study's notebooks that have changed, or read what has, and rebuild its report."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from report import site
     from xai_utils.study.config import PUBLISHED as studies
     from xai_utils.study.kernel import kernels
     from xai_utils.study.run import own_folder
     from xai_utils.study.run import run as run_notebooks
 
     files = [study] if study else list(reversed(studies))  # the report is the last one's, and reads the others' tables
-    start = time.monotonic()
-    with resumable(), _cluster(scheduler, workers), kernels(own_folder(load_study(files[-1])) / "kernels") as kernel:
+    leading, start = load_study(files[-1]), time.monotonic()
+    with resumable(), _cluster(scheduler, workers), kernels(own_folder(leading) / "kernels") as kernel:
         for file in files:
-            run_notebooks(file, timeout=timeout, debug=context.obj, kernel=kernel)
+            run_notebooks(file, timeout=timeout, debug=context.obj, kernel=kernel, changed=True)
         print("writing the report", file=sys.stderr, flush=True)
-        page = kernel().run(BUILD.format(file=str(locate(files[-1]).resolve()))).strip()
+        with ThreadPoolExecutor(1) as meanwhile:
+            executed = meanwhile.submit(site.notebooks, leading)
+            inserts = json.loads(kernel().run(WRITE.format(file=str(locate(files[-1]).resolve()))))
+        page = site.build(leading, inserts, executed.result()) / "index.html"
     print(f"report and notebooks in {time.monotonic() - start:.0f} s; open {page}")
 
 

@@ -27,7 +27,7 @@ from xai_utils.attribution.tables import certificate_row, joined, tables_of
 from xai_utils.attribution.target import Target, make_target
 from xai_utils.errors import UserError
 from xai_utils.evaluation.behaviour import greedy, unrolled
-from xai_utils.files import locate, write_text
+from xai_utils.files import write_text
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, load
 from xai_utils.models.sharing import share
@@ -251,7 +251,7 @@ _held: dict[Any, dict[str, LoadedModel]] = {}  # the models of one study
 
 def _loaded(loader: Callable[[ModelEntry], LoadedModel], entries: tuple[ModelEntry, ...]) -> dict[str, LoadedModel]:
     """The models of a study, held until another study's are asked for: the next notebook of a process loads nothing."""
-    key = (loader, entries, tuple(map(_stamp, entries)))
+    key = (loader, entries, tuple(tuple(entry.stamp()) for entry in entries))
     if key not in _held:
         _held.clear()
         gc.collect()  # before others take their memory
@@ -263,13 +263,6 @@ def _loaded(loader: Callable[[ModelEntry], LoadedModel], entries: tuple[ModelEnt
             share(models)
         _held[key] = {model.label: model for model in with_common_mean(models)}
     return _held[key]
-
-
-def _stamp(entry: ModelEntry) -> tuple[tuple[str, int, int], ...]:
-    """Names, sizes and times of the local files that a model is read from, which change when it is made again."""
-    places = [locate(name) for name in (entry.model, entry.adapter, entry.tokenizer) if name]
-    files = [path for place in places for path in ([place] if place.is_file() else sorted(place.glob("*")))]
-    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
 def complete(function: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:

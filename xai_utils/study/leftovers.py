@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -28,6 +30,17 @@ class Leftovers:
             clear_temporary(folder)
         clear_temporary(folders.cache, SETTLED)
         self.begun = self._now()
+
+    def keep(self, files: Iterable[Path]) -> None:
+        """Files of notebooks that need not run count as written in this run."""
+        for file in files:
+            os.utime(file, ns=(self.begun, self.begun))
+
+    def written(self) -> list[Path]:
+        """The results that were written since the last call of `before`."""
+        places = [(self.folders.data, "*/*"), (self.folders.tables, "*"), (self.folders.figs, "*.png")]
+        files = [path for folder, pattern in places for path in folder.glob(pattern) if path.is_file()]
+        return sorted(path for path in files if path.stat().st_mtime_ns >= self.since)
 
     def before(self, number: str) -> None:
         """To be called before the notebook of this number."""

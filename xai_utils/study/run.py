@@ -6,6 +6,7 @@ one study.
 
 import ast
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,8 +25,10 @@ from xai_utils.study.execute import CELL_SECONDS, NotebookRun, execute, headings
 from xai_utils.study.kernel import OwnKernel, kernels
 from xai_utils.study.leftovers import Leftovers
 from xai_utils.study.progress import Line
+from xai_utils.study.unchanged import Record
 
 NOTEBOOKS = ROOT / "notebooks"
+RECORD = "executed.json"  # of the last whole run, beside a study's results
 
 
 def run(
@@ -36,6 +39,7 @@ def run(
     fresh: bool = False,
     debug: bool = False,
     kernel: Callable[[], OwnKernel] | None = None,
+    changed: bool = False,
     notebooks: Path = NOTEBOOKS,
 ) -> list[NotebookRun]:
     """Execute a study's notebooks, or those that `only` names by number.
@@ -50,14 +54,24 @@ def run(
     if "XAI_RUNS" in os.environ:  # for kernels, which work in another folder
         os.environ["XAI_RUNS"] = str(Path(os.environ["XAI_RUNS"]).resolve())
     jobs = plan(study, study_file, only, settings, notebooks)
-    with locked(study), Line(len(jobs), results.folders(study).figs) as line:
-        left = Leftovers(results.folders(study), whole=not only)
-        with nullcontext(kernel) if kernel else kernels(own_folder(study) / "kernels", fresh) as given:
-            for job in jobs:
+    with locked(study):
+        left, record = Leftovers(results.folders(study), whole=not only), Record(study, own_folder(study) / RECORD)
+        left.keep(record.unchanged(jobs if changed else []))
+        asked = jobs[len(record.done) :]
+        if kept := ", ".join(job.number for job in jobs[: len(record.done)]):
+            print(f"{study.name}: kept as they are, for nothing that they read has changed: {kept}", file=sys.stderr)
+        with (
+            Line(len(asked), results.folders(study).figs) as line,
+            nullcontext(kernel) if kernel else kernels(own_folder(study) / "kernels", fresh) as given,
+        ):
+            for job in asked:
                 line.notebook(job.source.stem, headings(nbformat.read(job.source, as_version=4)))
                 left.before(job.number)
+                read = record.key(job)
                 execute(job, timeout, line, given(), debug)
                 left.after(job.number)
+                if not only and not settings:
+                    record.add(job, read, [*left.written(), job.output])
         left.end()
     return jobs
 

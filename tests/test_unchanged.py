@@ -1,0 +1,157 @@
+"""Which notebooks a report keeps: those that would give what is there."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from xai_utils.errors import UserError
+from xai_utils.files import ROOT
+from xai_utils.study import unchanged
+from xai_utils.study.config import load_study
+from xai_utils.study.run import run
+
+STUDY = 'study = "studies/default.yaml"'
+WRITES = """
+import re
+from pathlib import Path
+from xai_utils.study import results
+from xai_utils.study.config import load_study
+place = results.folders(load_study(study))
+for path in (place.data / "scores" / "{n}.parquet", place.tables / "t{n}.csv", place.figs / "{n}_a.png"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{n}")
+open({log!r}, "a").write("{n} ")
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Three notebooks that note that they ran, a study on a model in a folder, and runs of its own."""
+    monkeypatch.setenv("XAI_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "notebooks").mkdir()
+    for number in ("01", "02", "05"):
+        write(tmp_path, number)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "mine.yaml").write_text("models: [{label: a, model: model}]\ntexts: [{id: a, text: b}]\n")
+    return tmp_path
+
+
+def write(place: Path, number: str, more: str = "") -> None:
+    first = new_code_cell(STUDY)
+    first.metadata["tags"] = ["parameters"]
+    cells = [first, new_code_cell(WRITES.format(n=number, log=str(place / "log")) + more)]
+    notebook = new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nbformat.write(notebook, place / "notebooks" / f"{number}_{'abcdef'[int(number)]}.ipynb")
+
+
+def ran(place: Path, **more: object) -> str:
+    """The notebooks that a report runs now."""
+    (place / "log").write_text("")
+    run(place / "mine.yaml", notebooks=place / "notebooks", **{"changed": True} | more)
+    return (place / "log").read_text().strip()
+
+
+def files(place: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in (place / "runs").rglob("*.*") if path.is_file()}
+
+
+def test_nothing_runs_again_and_all_stays(place):
+    assert ran(place) == "01 02 05"
+    before = files(place)
+    assert ran(place) == "" and files(place) == before
+    assert {Path(name).name for name in before} >= {"05.parquet", "t01.csv", "02_a.png", "05_f.ipynb"}
+
+
+def test_from_a_notebook_that_changed_on_all_run(place):
+    ran(place)
+    write(place, "02", "1")
+    assert ran(place) == "02 05"
+    assert ran(place) == ""
+
+
+def test_a_result_that_is_not_as_it_was_written_is_made_again(place):
+    ran(place)
+    next((place / "runs").rglob("05_a.png")).unlink()
+    assert ran(place) == "05"
+    next((place / "runs").rglob("01.parquet")).write_text("by hand")
+    assert ran(place) == "01 02 05"
+    assert next((place / "runs").rglob("01.parquet")).read_text() == "01"
+
+
+def test_another_study_model_or_package_runs_all(place, monkeypatch):
+    ran(place)
+    (place / "mine.yaml").write_text((place / "mine.yaml").read_text() + "seed: 1\n")
+    assert ran(place) == "01 02 05"
+    (place / "model" / "config.json").write_text('{"a": 1}')
+    assert ran(place) == "01 02 05"
+    monkeypatch.setattr(unchanged.sys, "version", "4")
+    assert ran(place) == "01 02 05"
+    assert ran(place) == ""
+
+
+def test_a_line_of_code_makes_another_key(place, monkeypatch):
+    study = load_study(place / "mine.yaml")
+    before = unchanged._common(study)
+    (place / "xai_utils").mkdir()
+    (place / "xai_utils" / "a.py").write_text("1")
+    monkeypatch.setattr(unchanged, "ROOT", place)
+    one = unchanged._common(study)
+    (place / "xai_utils" / "a.py").write_text("2")
+    assert len({before, one, unchanged._common(study)}) == 3
+
+
+def test_what_was_done_before_a_failure_is_kept(place):
+    write(place, "02", "1 / 0")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        ran(place)
+    write(place, "02")
+    assert ran(place) == "02 05"
+
+
+def test_a_run_of_some_or_with_settings_is_no_whole_run(place):
+    ran(place)
+    write(place, "02", "1")
+    assert ran(place, only=["02"], changed=False) == "02"
+    assert ran(place) == "02 05"
+
+
+def test_run_executes_all_of_them(place):
+    ran(place)
+    assert ran(place, changed=False) == "01 02 05"
+
+
+@pytest.mark.parametrize(
+    ("entry", "kept"),
+    [
+        ("model: some/hub-name", False),
+        ("model: some/hub-name, revision: abc", True),
+        ("model: model, tokenizer: some/hub-name", False),
+        ("model: smollm2-135m-instruct", True),
+    ],
+)
+def test_a_model_that_may_have_gone_on_on_the_hub_is_asked_for_again(place, entry, kept):
+    (place / "mine.yaml").write_text(f"models: [{{label: a, {entry}}}]\ntexts: [{{id: a, text: b}}]\n")
+    ran(place)
+    assert ran(place) == ("" if kept else "01 02 05")
+
+
+def test_a_record_that_cannot_be_read_keeps_nothing(place):
+    ran(place)
+    (place / "runs" / "mine" / "executed.json").write_text("[{")
+    assert ran(place) == "01 02 05"
+    (place / "runs" / "mine" / "executed.json").write_text('{"a": 1}')
+    assert ran(place) == "01 02 05"
+
+
+def test_what_a_notebook_says_stands_in_templates_that_are_looked_at():
+    looked_at = {path for pattern in unchanged.CODE for path in ROOT.glob(pattern) if path.suffix == ".j2"}
+    names = {path.relative_to(ROOT / "report/template").as_posix(): path.read_text() for path in looked_at}
+    used = {
+        name for text in names.values() for name in re.findall(r'{%-? *(?:include|from|import|extends) "(.*?)"', text)
+    }
+    assert "answers/swap.md.j2" in names and used and used <= set(names)

@@ -22,7 +22,7 @@ $(STAMP): requirements.txt pyproject.toml
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-report: setup  ## run what has changed of the notebooks on both published studies, rebuild figs/ and report/
+report: setup  ## run studies/lora.yaml and default.yaml from the first changed notebook on, rebuild figs/ and report/
 	$(BIN)/python -m xai_utils report
 
 verify: setup  ## compare the tables of a rerun with the committed ones, number by number

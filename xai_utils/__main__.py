@@ -122,7 +122,7 @@ def report(
     scheduler: Scheduler = None,
     workers: Workers = None,
 ) -> None:
-    """Execute those of a study's notebooks that have changed, or read what has, and rebuild its report."""
+    """Execute a study's notebooks from the first changed one on, rebuild its report."""
     from concurrent.futures import ThreadPoolExecutor
 
     from report import site

@@ -122,7 +122,10 @@ def report(
     scheduler: Scheduler = None,
     workers: Workers = None,
 ) -> None:
-    """Execute a study's notebooks from the first changed one on, rebuild its report."""
+    """Bring a study's notebooks and report up to date.
+
+    Executes all notebooks after the study, a model or the code has changed, else those from the first changed one on.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     from report import site

@@ -1,4 +1,4 @@
-"""Tables -> report: a page and its appendix as Markdown for Hugo, their figures beside them, and the site.
+"""Tables -> report: a page and its appendix as Markdown for Hugo, their figures beside them.
 
 Facts are computed from tables (facts/), words stand in templates (template/), and page.py joins them.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from report import appendix, site
+from report import appendix
 from report.facts import Facts, facts
 from report.page import Page
 from report.pictures import Pictures
@@ -26,12 +26,6 @@ from xai_utils.study.results import folders
 from xai_utils.study.tables import StudyTables, read_tables
 
 README = ROOT / "README.md"
-
-
-def build(study: Study) -> Path:
-    """Write the report of a study, its appendix, and the site; returns the page. Raises UserError as `write` does."""
-    site.build(study, write(study))
-    return folders(study).blog / "index.md"
 
 
 def write(study: Study) -> dict[str, str]:

@@ -46,15 +46,14 @@ class Page:
     body: str
 
 
-def build(study: Study, inserts: Mapping[str, str] | None = None, executed: Sequence[Page] = ()) -> Path:
+def build(study: Study, inserts: Mapping[str, str], executed: Sequence[Page]) -> Path:
     """Write a page for each part of the report and each notebook of a study; returns the folder.
 
-    `inserts` holds HTML by the name of the picture that it stands in for; `executed` the pages of the notebooks, where
-    they were made already.
+    `inserts` holds HTML by the name of the picture that it stands in for; `executed` the pages of the notebooks.
     """
     folder = folders(study).blog.parent / "site"
     shutil.rmtree(folder, ignore_errors=True)
-    every = [*reports(study, inserts or {}), *(executed or notebooks(study))]
+    every = [*reports(study, inserts), *executed]
     for page in every:
         write_text(folder / f"{page.stem}.html", whole(page, every, folder))
     return folder

@@ -93,11 +93,10 @@ def kills(study: Path, home: Path, notebooks: Path, count: int, seed: int) -> No
     seconds = finished(study, home / "whole", notebooks)
     for number in range(count):
         after, whom = chance.uniform(0.2, 1) * seconds, ("runner", "kernel")[number % 2]
-        if not killed(study, home / "killed", notebooks, after, whom):
-            same(home)  # it says that it has ended: then all is there
+        died = killed(study, home / "killed", notebooks, after, whom)
         if sys.stdout.isatty():
             print(f"{number + 1} of {count}: the {whom} after {after:.1f} s")
-        if number % 5 == 4:  # what is kept makes the next ones quick: begin again
+        if not died or number % 5 == 4:  # what is kept makes the next ones quick: begin again
             ended(study, home, notebooks)
 
 
@@ -108,7 +107,7 @@ def same(home: Path) -> None:
 
 
 def ended(study: Path, home: Path, notebooks: Path) -> None:
-    """The run after some kills; its files go."""
+    """The run after some kills, or after one that has ended; its files go."""
     finished(study, home / "killed", notebooks)
     same(home)
     for path in sorted((home / "killed").rglob("*"), reverse=True):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from markupsafe import Markup
 
-from report import appendix, build
+from report import appendix, build, site
 from report.facts import facts
 from report.pictures import Pictures
 from tests.synthetic import alt_text, measured, refreshed, study, with_path
@@ -159,16 +159,17 @@ def test_build_writes_pages_figures_and_site(written, tmp_path):
     stale = tmp_path / "made" / "report" / "blog" / "figs" / "stale.png"
     stale.parent.mkdir(parents=True)
     stale.touch()
-    path = build.build(written.study)
+    inserts = build.write(written.study)
+    path = tmp_path / "made" / "report" / "blog" / "index.md"
     text = path.read_text(encoding="utf-8")
-    assert path == tmp_path / "made" / "report" / "blog" / "index.md"
     assert text.startswith('---\nweight: 1\nbookFlatSection: true\ntitle: "')
     shown = {name for name, _ in re.findall(r"\(figs/(\w+)(\.png)\)", text)}
     assert shown == {file.stem for file in (path.parent / "figs").iterdir()} and "sentence" in shown
-    assert build.build(written.study).read_text(encoding="utf-8") == text
-    site = path.parent.parent / "site"
-    assert {"index.html", "appendix.html"} <= {file.name for file in site.glob("*.html")}
-    front = (site / "index.html").read_text(encoding="utf-8")
+    assert build.write(written.study) == inserts and path.read_text(encoding="utf-8") == text
+    folder = site.build(written.study, inserts, [])
+    assert folder == path.parent.parent / "site"
+    assert {"index.html", "appendix.html"} == {file.name for file in folder.glob("*.html")}
+    front = (folder / "index.html").read_text(encoding="utf-8")
     assert 'class="word"' in front and "data-value=" in front  # sentences as text in colour, not as a picture
 
 
@@ -184,7 +185,7 @@ def test_figures_have_alt_texts_of_their_own(found, tmp_path):
 def test_build_before_the_notebooks_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setenv("XAI_RUNS", str(tmp_path))
     with pytest.raises(UserError, match="has no table 'tokenization' yet"):
-        build.build(study())
+        build.write(study())
 
 
 def test_the_finding_stands_in_the_readme(found, tmp_path):

@@ -97,7 +97,7 @@ def built(tmp_path, monkeypatch):
     cells = [new_markdown_cell(markdown), new_code_cell("x < 1", outputs=[picture, table])]
     place.notebooks.mkdir(parents=True)
     nbformat.write(new_notebook(cells=cells), place.notebooks / "02_some_thing.ipynb")
-    return site.build(study(), {"b.png": '<p class="sentence">spans</p>'})
+    return site.build(study(), {"b.png": '<p class="sentence">spans</p>'}, site.notebooks(study()))
 
 
 @pytest.fixture(scope="module")

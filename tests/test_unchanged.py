@@ -1,5 +1,6 @@
 """Which notebooks a report keeps: those that would give what is there."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from xai_utils.errors import UserError
 from xai_utils.files import ROOT
-from xai_utils.study import unchanged
+from xai_utils.study import results, unchanged
 from xai_utils.study.config import load_study
 from xai_utils.study.run import run
 
@@ -40,8 +41,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write(place: Path, number: str, more: str = "") -> None:
-    first = new_code_cell(STUDY)
+def write(place: Path, number: str, more: str = "", parameters: str = STUDY) -> None:
+    first = new_code_cell(parameters)
     first.metadata["tags"] = ["parameters"]
     cells = [first, new_code_cell(WRITES.format(n=number, log=str(place / "log")) + more)]
     notebook = new_notebook(cells=cells)
@@ -83,26 +84,62 @@ def test_a_result_that_is_not_as_it_was_written_is_made_again(place):
     assert next((place / "runs").rglob("01.parquet")).read_text() == "01"
 
 
-def test_another_study_model_or_package_runs_all(place, monkeypatch):
+def test_another_study_model_or_machine_runs_all(place, monkeypatch):
     ran(place)
     (place / "mine.yaml").write_text((place / "mine.yaml").read_text() + "seed: 1\n")
     assert ran(place) == "01 02 05"
     (place / "model" / "config.json").write_text('{"a": 1}')
     assert ran(place) == "01 02 05"
-    monkeypatch.setattr(unchanged.sys, "version", "4")
+    monkeypatch.setattr(unchanged, "_packages", lambda: ["other 1.0"])
+    assert ran(place) == "01 02 05"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert ran(place) == "01 02 05"
     assert ran(place) == ""
 
 
-def test_a_line_of_code_makes_another_key(place, monkeypatch):
-    study = load_study(place / "mine.yaml")
-    before = unchanged._common(study)
-    (place / "xai_utils").mkdir()
-    (place / "xai_utils" / "a.py").write_text("1")
+@pytest.mark.parametrize("pattern", unchanged.CODE)
+def test_a_line_of_code_makes_another_key(place, monkeypatch, pattern):
     monkeypatch.setattr(unchanged, "ROOT", place)
-    one = unchanged._common(study)
-    (place / "xai_utils" / "a.py").write_text("2")
-    assert len({before, one, unchanged._common(study)}) == 3
+    path = place / pattern.replace("**", "some").replace("*", "a")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keys = []
+    for line in "123":
+        path.write_text(line)
+        unchanged._at_first.cache_clear()
+        keys.append(unchanged._common(load_study(place / "mine.yaml")))
+    unchanged._at_first.cache_clear()
+    assert len(set(keys)) == 3 and list(ROOT.glob(pattern))
+
+
+def test_what_ran_while_code_was_edited_is_not_kept(place, monkeypatch):
+    monkeypatch.setattr(unchanged, "ROOT", place)
+    unchanged._at_first.cache_clear()
+    (place / "xai_utils").mkdir()
+    edits = f"\nPath({str(place / 'xai_utils' / 'a.py')!r}).write_text('1')"
+    write(place, "02", edits)
+    ran(place)
+    (place / "xai_utils" / "a.py").unlink()  # as it was
+    assert ran(place) == "02 05"
+    unchanged._at_first.cache_clear()
+
+
+def test_what_an_own_run_has_left_beside_them_goes(place):
+    ran(place)
+    beside = next((place / "runs").rglob("05.parquet")).with_name("07.parquet")
+    beside.write_text("a part of a notebook that the study does not have")
+    assert ran(place) == "" and not beside.exists()
+
+
+def test_results_may_lie_behind_a_link(place, monkeypatch):
+    (place / "elsewhere" / "far").mkdir(parents=True)
+    (place / "linked").symlink_to(place / "elsewhere" / "far")
+    monkeypatch.setenv("XAI_RUNS", str(place / "linked"))
+    folders = results.folders(load_study(place / "mine.yaml"))
+    monkeypatch.setattr(results, "folders", lambda study: dataclasses.replace(folders, figs=place / "figs"))
+    write(place, "02", f"\nPath({str(place / 'figs')!r}).mkdir(exist_ok=True)")
+    write(place, "05", f"\nPath({str(place / 'figs' / '05_b.png')!r}).write_text('b')")
+    assert ran(place) == "01 02 05"
+    assert ran(place) == "" and (place / "figs" / "05_b.png").exists()
 
 
 def test_what_was_done_before_a_failure_is_kept(place):
@@ -118,6 +155,9 @@ def test_a_run_of_some_or_with_settings_is_no_whole_run(place):
     write(place, "02", "1")
     assert ran(place, only=["02"], changed=False) == "02"
     assert ran(place) == "02 05"
+    write(place, "01", "more = 1", parameters=STUDY + "\nmore = 0")
+    assert ran(place, settings=["more=2"], changed=False) == "01 02 05"
+    assert ran(place) == "01 02 05"
 
 
 def test_run_executes_all_of_them(place):
@@ -129,7 +169,8 @@ def test_run_executes_all_of_them(place):
     ("entry", "kept"),
     [
         ("model: some/hub-name", False),
-        ("model: some/hub-name, revision: abc", True),
+        ("model: some/hub-name, revision: main", False),
+        (f"model: some/hub-name, revision: {'a1' * 20}", True),
         ("model: model, tokenizer: some/hub-name", False),
         ("model: smollm2-135m-instruct", True),
     ],

@@ -142,8 +142,8 @@ def report(
         print("writing the report", file=sys.stderr, flush=True)
         with ThreadPoolExecutor(1) as meanwhile:
             executed = meanwhile.submit(site.notebooks, leading)
-            inserts = json.loads(kernel().run(WRITE.format(file=str(locate(files[-1]).resolve()))))
-        page = site.build(leading, inserts, executed.result()) / "index.html"
+            printed = kernel().run(WRITE.format(file=str(locate(files[-1]).resolve())))
+        page = site.build(leading, json.loads(printed.splitlines()[-1]), executed.result()) / "index.html"
     print(f"report and notebooks in {time.monotonic() - start:.0f} s; open {page}")
 
 

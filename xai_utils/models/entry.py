@@ -56,8 +56,8 @@ class ModelEntry(Entry):
     def stamp(self) -> list[tuple[str, int, int]]:
         """Names, sizes and times of the local files that it is read from, which change when it is made again."""
         places = [self.path(name) for name in (self.model, self.adapter, self.tokenizer) if name]
-        files = [path for place in places for path in ([place] if place.is_file() else sorted(place.glob("*")))]
-        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        files = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*")))]
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
 
     @model_validator(mode="after")
     def _rows_need_adapter(self) -> Self:

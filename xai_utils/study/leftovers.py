@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import psutil
@@ -29,12 +28,11 @@ class Leftovers:
         for folder in (folders.data.parent, folders.figs, folders.tables, folders.notebooks):
             clear_temporary(folder)
         clear_temporary(folders.cache, SETTLED)
-        self.begun = self._now()
+        self.begun, self.kept = self._now(), set[Path]()
 
     def keep(self, files: Iterable[Path]) -> None:
-        """Files of notebooks that need not run count as written in this run."""
-        for file in files:
-            os.utime(file, ns=(self.begun, self.begun))
+        """Files of notebooks that need not run stay."""
+        self.kept = {path.resolve() for path in files}
 
     def written(self) -> list[Path]:
         """The results that were written since the last call of `before`."""
@@ -46,7 +44,7 @@ class Leftovers:
         """To be called before the notebook of this number."""
         self.since = self._now()
         if self.whole and number in READERS:
-            clear(self.folders.data, self.begun, "*/*")
+            self._clear(self.folders.data, "*/[!.]*")
 
     def after(self, number: str) -> None:
         """To be called when the notebook of this number has succeeded."""
@@ -55,19 +53,23 @@ class Leftovers:
     def end(self) -> None:
         """To be called when all have succeeded."""
         if self.whole:
-            clear(self.folders.tables, self.begun)
-            clear(self.folders.figs, self.begun, "*.png")
+            self._clear(self.folders.data, "*/[!.]*")
+            self._clear(self.folders.tables, "*")
+            self._clear(self.folders.figs, "*.png")
+
+    def _clear(self, folder: Path, pattern: str) -> None:
+        clear(folder, self.begun, pattern, self.kept)
 
     def _now(self) -> int:
         """The time by the file system, which may be another machine's."""
         return write_text(self.folders.data.parent / ".begun", "").stat().st_mtime_ns
 
 
-def clear(folder: Path, before: int, pattern: str = "*") -> None:
-    """Remove the files in a folder that were last written before a time in nanoseconds; those of another study's
-    folder in it stay."""
+def clear(folder: Path, before: int, pattern: str, kept: Collection[Path] = ()) -> None:
+    """Remove the files in a folder that were last written before a time in nanoseconds, but those kept; those of
+    another study's folder in it stay."""
     for path in folder.glob(pattern):
-        if path.is_file() and path.stat().st_mtime_ns < before:
+        if path.is_file() and path.stat().st_mtime_ns < before and path.resolve() not in kept:
             path.unlink(missing_ok=True)
 
 

@@ -42,7 +42,7 @@ def run(
     changed: bool = False,
     notebooks: Path = NOTEBOOKS,
 ) -> list[NotebookRun]:
-    """Execute a study's notebooks, or those that `only` names by number.
+    """Execute a study's notebooks, or those that `only` names by number; returns all that were asked for.
 
     `settings` are `key=value` for the notebooks' own parameters; `timeout` is in seconds a cell; with `fresh` each
     notebook has a kernel of its own, else they share one that is made fresh in between and keeps its models, which may

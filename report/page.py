@@ -85,7 +85,7 @@ class Page:
             lstrip_blocks=True,
             keep_trailing_newline=True,
         )
-        for name in ("signed", "percent", "sig", "plural", "agree", "listed", "quoted", "begun", "yaml"):
+        for name in ("signed", "percent", "points", "sig", "plural", "agree", "listed", "quoted", "begun", "yaml"):
             self.environment.filters[name] = getattr(self, name)
         self.environment.filters["method"] = method_name
 
@@ -115,6 +115,10 @@ class Page:
             return self._number(value, f"under {100 * SMALLEST:g}\u00a0%")
         text = f"{100 * value:.1f}" if 0.985 < value < 1 else significant(100 * value).removesuffix(".0")
         return self._number(value, f"{text}\u00a0%")
+
+    def points(self, value: float) -> Markup:
+        """A difference of two shares in percentage points."""
+        return self._number(value, f"{significant(100 * value)} percentage points")
 
     def plural(self, count: int, one: str, many: str) -> Markup:
         """A count with its noun."""

@@ -47,6 +47,7 @@ def study(labels: tuple[str, ...] = ("base", "ru-ts"), texts: tuple[str, ...] = 
         {"id": name, "text": TEXTS[name][0], "answer": TEXTS[name][1], "language": TEXTS[name][2]} for name in texts
     ]
     settings = {"name": "made", "methods": METHODS, "baseline": "mean", "claims": "original"}
+    settings["chosen"] = "The answers are examples."
     return Study.model_validate(settings | {"models": models, "texts": entries} | more)
 
 
@@ -104,7 +105,9 @@ def with_path(found: StudyTables, seed: int = 0) -> StudyTables:
                 path.append(keys | place | {"start": word.start, "end": word.end, "score": score})
         proof = {"tolerance": 0.01, "evaluations": 12, "bound": 0.004, "relative_delta": 0.001, "converged": True}
         proofs.append(keys | proof | {"cancellation": abs(scores).sum() / abs(scores.sum())})
-        deleted.append(keys | {"removed": 2, "highest": rng.uniform(0.4, 0.8), "random": rng.uniform(0.1, 0.3)})
+        deleted.append(
+            keys | {"removed": 2, "highest": rng.uniform(0.4, 0.8), "random": rng.uniform(0.1, 0.3), "random_95": 0.35}
+        )
     names = {"adapter_path_words": path, "adapter_path_certificates": proofs, "layer_deletion": deleted}
     return StudyTables(found.study, dict(found.tables) | {name: pd.DataFrame(rows) for name, rows in names.items()})
 

@@ -131,7 +131,12 @@ VARIANTS = {
     "two texts": lambda: facts(measured(texts=("capital", "moons"), claims=None)),
     "lora": lambda: lora(facts(with_path(measured(claims=None)))),
     "trained": lambda: trained(facts(with_path(measured()))),
+    "no word apart": lambda: no_shifts(facts(measured())),
 }
+
+
+def no_shifts(told: Facts) -> Facts:
+    return dataclasses.replace(told, words=dataclasses.replace(told.words, shifts=()))
 
 
 def lora(told: Facts) -> Facts:

@@ -51,13 +51,14 @@ def facts(found: StudyTables, evidence: Mapping[str, pd.DataFrame] | None = None
 def _computed(found: StudyTables, evidence: Mapping[str, pd.DataFrame]) -> Facts:
     asked = behaviour(found)
     headline = asked.headline.id if asked and asked.headline else found.headline
+    moved = [prompt.id for prompt in asked.moved] if asked else [text.id for text in found.study.texts]
     return Facts(
         scope=scope(found),
         adaptation=adaptation(found),
         behaviour=asked,
-        swap=swap(found, headline),
-        layers=layers(found, headline),
-        words=words(found, headline),
+        swap=swap(found, headline, moved),
+        layers=layers(found, headline, moved),
+        words=words(found, headline, moved),
         trust=trust(found, evidence, headline),
         attention=attention(found),
         claims=claims(found),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from report.facts.rows import rows
-from xai_utils.study.attention import change_of_heads
+from xai_utils.study.attention import NOTICEABLE, change_of_heads
 from xai_utils.study.tables import StudyTables
 
 HALF = 0.5
@@ -25,6 +25,7 @@ class Change:
     head: int
     size: float  # its divergence, in nats
     floor: bool  # whether there is a rewording to compare with
+    least: float = NOTICEABLE  # nats; less does not count
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,11 @@ class Behaviour:
         return len(self.prompts)
 
     @property
+    def moved(self) -> tuple[Prompt, ...]:
+        """The prompts on which the models may differ: all where nothing did, since they cannot be told apart then."""
+        return tuple(prompt for prompt in self.prompts if prompt not in self.steady) or self.prompts
+
+    @property
     def steady_count(self) -> int:
         return len(self.steady)
 

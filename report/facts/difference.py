@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from report.facts.rows import rows
 from xai_utils.study.tables import StudyTables
 
-NAMED = 3  # parts or layers that are named
+NAMED = 3  # parts that are named
+PLACES = ("first", "middle", "last")  # of the thirds that the layers are told in
 KINDS = ("reading", "writing", "layers")
 
 
@@ -53,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Swap:
-    texts: int
+    texts: int  # those whose answer moved: counts and means are over these
     here: Split | None  # the text of the headline
     total: float  # means over texts from here on
     reading: float
@@ -74,9 +77,9 @@ class Swap:
         return steps.get("tokenizer", 0.0) < 0 < sum(steps.values())
 
 
-def swap(found: StudyTables, headline: str | None) -> Swap | None:
-    """None without a table `swap`; `headline` is the text whose split is shown."""
-    table = _of_pair(found, "swap")
+def swap(found: StudyTables, headline: str | None, moved: Sequence[str]) -> Swap | None:
+    """None without a table `swap` of the texts `moved`; `headline` is the text whose split is shown."""
+    table = _over(moved, _of_pair(found, "swap"))
     if table.empty:
         return None
     sums = table.pivot_table(index="text", columns="kind", values="score", aggfunc="sum").reindex(columns=list(KINDS))
@@ -96,8 +99,12 @@ def swap(found: StudyTables, headline: str | None) -> Swap | None:
         has_reading=bool(sums["reading"].notna().any()),
         has_writing=bool(sums["writing"].notna().any()),
         has_layers=bool(sums["layers"].notna().any()),
-        bridge=_bridge(found, headline),
+        bridge=_bridge(_over(moved, _of_pair(found, "bridge")), headline),
     )
+
+
+def _over(texts: Sequence[str], table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["text"].isin(texts)] if len(table) else table
 
 
 def _of_pair(found: StudyTables, name: str) -> pd.DataFrame:
@@ -114,12 +121,13 @@ def _split(table: pd.DataFrame, text: str) -> Split:
     return Split(text, float(table["score"].sum()), reading, writing, layers, largest)
 
 
-def _bridge(found: StudyTables, headline: str | None) -> tuple[Step, ...]:
-    table = _of_pair(found, "bridge")
+def _bridge(table: pd.DataFrame, headline: str | None) -> tuple[Step, ...]:
+    """A text that a step does not change has no row of it."""
     steps = []
     for name, part in table.groupby("step", sort=False) if len(table) else ():
         here = part.loc[part["text"] == headline, "score"]
-        steps.append(Step(str(name), float(here.iloc[0]) if len(here) else None, float(part["score"].mean())))
+        mean = float(part["score"].sum()) / table["text"].nunique()
+        steps.append(Step(str(name), float(here.iloc[0]) if len(here) else None, mean))
     return tuple(step for step in steps if step.mean or step.here)
 
 
@@ -130,13 +138,31 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Third:
+    """A third of the layers, by the place that it has among them, and the sum of their scores in nats."""
+
+    place: str
+    score: float
+
+
+@dataclass(frozen=True)
 class Map:
-    """The map of one text: its total, the layers that make up the most of it, and the word at which most comes in."""
+    """Where the difference sits among the layers, on one text or on the mean of some."""
+
+    total: float
+    first: Layer  # the highest of all
+    thirds: tuple[Third, ...]  # of fewer layers than three none
+
+    @property
+    def most(self) -> Third | None:
+        return max(self.thirds, key=lambda third: abs(third.score), default=None)
+
+
+@dataclass(frozen=True)
+class TextMap(Map):
+    """The map of one text, and the word at which most of the difference comes in."""
 
     text: str
-    total: float
-    first: Layer
-    top: tuple[Layer, ...]
     word: str
     word_score: float
 
@@ -162,46 +188,59 @@ class Removal:
     layers: int  # how many are removed
     highest: float  # share undone by those that the map ranks highest, mean over texts
     random: float  # by random ones
-    better: int  # texts on which the highest undo more than random ones
+    better: int  # texts on which the highest undo more than this share of random ones
     texts: int
+    chance: float = 0.95
 
 
 @dataclass(frozen=True)
 class Layers:
     """The difference along the adapter's scale, shared among layers and words."""
 
-    texts: int
-    here: Map | None  # of the headline
+    texts: int  # those whose answer moved
+    here: TextMap | None  # of the headline
+    over: Map  # the mean over texts
     cancel: float  # sum of absolute scores over the difference, median over texts
     proof: PathProof
     removal: Removal | None
 
 
-def layers(found: StudyTables, headline: str | None) -> Layers | None:
-    """None without the tables of the adapter path."""
-    table, proofs = (_of_pair(found, name) for name in ("adapter_path_words", "adapter_path_certificates"))
+def layers(found: StudyTables, headline: str | None, moved: Sequence[str]) -> Layers | None:
+    """None without the tables of the adapter path on the texts `moved`."""
+    names = ("adapter_path_words", "adapter_path_certificates")
+    table, proofs = (_over(moved, _of_pair(found, name)) for name in names)
     if table.empty or proofs.empty:
         return None
     good = proofs[proofs["converged"].astype(bool)]
     errors = (good if len(good) else proofs)[["bound", "relative_delta"]].astype(float).max(axis=1)
     return Layers(
         texts=int(table["text"].nunique()),
-        here=_map(found, table[table["text"] == headline]),
+        here=_text_map(found, table[table["text"] == headline]),
+        over=_map(table),
         cancel=float(proofs["cancellation"].median()),
         proof=PathProof(len(proofs), len(good), float(errors.max()), int(proofs["evaluations"].max())),
         removal=_removal(found),
     )
 
 
-def _map(found: StudyTables, table: pd.DataFrame) -> Map | None:
+def _map(table: pd.DataFrame) -> Map:
+    """Means over the texts of a table."""
+    inner, texts = table.dropna(subset="layer"), table["text"].nunique()
+    by_layer = inner.groupby("layer")["score"].sum() / texts
+    scores = by_layer.reindex(range(int(by_layer.index.max()) + 1), fill_value=0.0)
+    parts = np.array_split(scores.to_numpy(), len(PLACES)) if len(scores) >= len(PLACES) else []
+    thirds = tuple(Third(place, float(part.sum())) for place, part in zip(PLACES, parts, strict=False))
+    first = int(np.abs(scores.to_numpy()).argmax())
+    return Map(float(table["score"].sum()) / texts, Layer(first, float(scores[first])), thirds)
+
+
+def _text_map(found: StudyTables, table: pd.DataFrame) -> TextMap | None:
     """The map of one text; None without its rows."""
-    by_layer = sorted(rows(_sums(table.dropna(subset="layer"), ["layer"])), key=lambda row: -abs(row["score"]))
-    if not by_layer:
+    if table.empty:
         return None
-    top = tuple(Layer(int(row["layer"]), float(row["score"])) for row in by_layer[:NAMED])
     word = max(rows(_sums(table, ["order", "word"])), key=lambda row: abs(row["score"]))
     text = next(entry.text for entry in found.study.texts if entry.id == table["text"].iloc[0])
-    return Map(text, float(table["score"].sum()), top[0], top, str(word["word"]), float(word["score"]))
+    return TextMap(**vars(_map(table)), text=text, word=str(word["word"]), word_score=float(word["score"]))
 
 
 def _sums(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -216,6 +255,6 @@ def _removal(found: StudyTables) -> Removal | None:
         layers=int(table["removed"].iloc[0]),
         highest=float(table["highest"].mean()),
         random=float(table["random"].mean()),
-        better=int((table["highest"] > table["random"]).sum()),
+        better=int((table["highest"] > table["random_95"]).sum()),
         texts=len(table),
     )

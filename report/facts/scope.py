@@ -42,6 +42,7 @@ class Scope:
     methods: tuple[str, ...]
     absences: int
     claims: bool  # whether the study names the original's claims
+    chosen: str | None  # how texts and answers were chosen, in words of the study
     tolerance: float
     most_tokens: int
     cuts: tuple[Cut, ...]
@@ -82,8 +83,8 @@ class Quality:
         return self.bits <= -SEEN
 
     @property
-    def same(self) -> bool:
-        return abs(self.bits) < SEEN
+    def dearer(self) -> bool:
+        return -SEEN < self.bits < 0
 
     @property
     def loss(self) -> float:
@@ -118,6 +119,7 @@ def scope(found: StudyTables) -> Scope:
         methods=study.methods,
         absences=len(study.absences),
         claims=study.claims is not None,
+        chosen=study.chosen,
         tolerance=study.tolerance,
         most_tokens=study.max_tokens,
         cuts=tuple(_cuts(found)),

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from report.facts.rows import known, rows
+from xai_utils.attribution.absence import ABSENCES
+from xai_utils.evaluation.agreement import neutral
 from xai_utils.study.from_tables import cards_of
 from xai_utils.study.tables import CEILING, IG, ORIGINAL, PANEL_METHOD, StudyTables, board, preferred
 
@@ -20,7 +22,7 @@ class Rank:
     """A method's share of what is possible in deletion tests: 0 is a random order of the words, 1 the best order."""
 
     method: str
-    other: float | None  # mean under absences that the method does not use itself
+    other: float | None  # mean under absences that no method uses itself, the same for all
     own: float | None  # mean under its own
     cases: int
     control: bool  # an order by position alone
@@ -80,7 +82,7 @@ class Elsewhere:
 
     texts: int
     share: float
-    position: float  # of the better order by position
+    position: float  # of the better order by position, on the same absences
     of_ceiling: float
     sure: float  # where the model is sure of its answer
     unsure: float
@@ -108,8 +110,8 @@ class Trust:
     best: Rank | None  # of the methods
     position: Rank | None  # the better of the orders by position
     gradients: Rank | None  # integrated gradients
-    ceiling: float | None  # the best single order over all absences
-    absences: int
+    ceiling: float | None  # the best single order
+    judged: tuple[str, ...]  # the absences that no method uses
     proof: Proof | None
     fixed: Fixed | None
     stability: Stability | None
@@ -140,8 +142,8 @@ def trust(found: StudyTables, evidence: Mapping[str, pd.DataFrame], headline: st
         best=methods[0] if methods else None,
         position=orders[0] if orders else None,
         gradients=next((rank for rank in methods if rank.method == IG), None),
-        ceiling=_ceiling(table),
-        absences=int(table["absence"].nunique()) if len(table) else 0,
+        ceiling=_ceiling(found),
+        judged=tuple(sorted(set(table.loc[neutral(table), "absence"]))) if len(table) else (),
         proof=_proof(found),
         fixed=_fixed(found),
         stability=_stability(found),
@@ -160,8 +162,11 @@ def _cards(found: StudyTables, headline: str | None) -> tuple[Card, ...]:
     )
 
 
-def _ceiling(table: pd.DataFrame) -> float | None:
-    own = table[table["method"] == CEILING] if len(table) else table
+def _ceiling(found: StudyTables) -> float | None:
+    table = found.table("faithfulness")
+    own = (
+        table[(table["method"] == CEILING) & neutral(table) & table["model"].isin(found.pair)] if len(table) else table
+    )
     return known(own["share"].mean()) if len(own) else None
 
 
@@ -209,12 +214,13 @@ def _elsewhere(evidence: Mapping[str, pd.DataFrame]) -> Elsewhere | None:
         return None
     panel = evidence["panels"].query("chosen").iloc[0]
     orders = evidence["panel_methods"].query("method in ['first_to_last', 'last_to_first']")
+    outside = [name for name in ABSENCES if name not in panel["panel"].split(" + ")]
     by = evidence["panel_confidence"].set_index("measure").astype(float).to_dict("index")
     share, stands = by["share_other"], by["stands"]
     return Elsewhere(
         texts=int(panel["texts"]),
         share=float(panel["share_other"]),
-        position=float(orders["share_other"].max()),
+        position=float(orders[outside].mean(axis=1).max()),
         of_ceiling=float(panel["of_ceiling"]),
         sure=share["sure"],
         unsure=share["unsure"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -14,6 +15,8 @@ from xai_utils.study.tables import StudyTables, preferred
 from xai_utils.text.words import told_apart
 
 NAMED = 3  # differences that are named
+VOTERS = 3  # methods, fewer of which are no majority
+SHIFTS = 2  # of these on one text, in a title
 Rows = dict[str, dict[int, Row]]  # of one text, by model and by where a word starts
 
 
@@ -59,6 +62,10 @@ class Difference:
     other: float
     size: float
 
+    @property
+    def rises(self) -> bool:
+        return self.size > 0
+
 
 @dataclass(frozen=True)
 class Votes:
@@ -78,25 +85,26 @@ class Words:
     words: int  # over all texts, counted once a model
     panel: bool  # whether ranges are known
     stand: tuple[int, ...]  # words that stand, a model each
-    topped: int  # texts on which both models have a highest word that stands
+    topped: int  # texts whose answer moved and on which both models have a highest word that stands
     same_top: int  # of these, texts on which it is the same
-    compared: int
+    compared: int  # words of the texts whose answer moved
     apart: int
     largest: tuple[Difference, ...]
+    shifts: tuple[Difference, ...]  # the largest on the text `here`
     votes: tuple[Votes, ...]  # on the text `here`
     asked: int  # methods that voted
 
     @property
     def voted(self) -> bool:
-        return self.asked > 1
+        return self.asked >= VOTERS
 
     @property
     def some_fall(self) -> bool:
         return any(count < self.words for count in self.stand)
 
 
-def words(found: StudyTables, headline: str | None) -> Words | None:
-    """None where no score of the preferred method is there."""
+def words(found: StudyTables, headline: str | None, moved: Sequence[str]) -> Words | None:
+    """None where no score of the preferred method is there; models are compared on the texts `moved`."""
     method = preferred(found)
     scored = found.words(method).dropna(subset="score") if method else pd.DataFrame()
     if method is None or scored.empty:
@@ -105,8 +113,10 @@ def words(found: StudyTables, headline: str | None) -> Words | None:
     if not sentences:
         return None
     every = [(one, word) for one in sentences for word in one.words]
-    apart = [(one, word) for one, word in every if word.apart]
-    tops = [one.top for one in sentences if len(one.top) == 2 and all(one.top)]
+    compared = [(one, word) for one, word in every if word.apart is not None and one.id in moved]
+    apart = [(one, word) for one, word in compared if word.apart]
+    changes = sorted((_difference(*pair) for pair in apart), key=lambda one: -abs(one.size))
+    tops = [one.top for one in sentences if len(one.top) == 2 and all(one.top) and one.id in moved]
     here = next((one for one in sentences if one.id == headline), sentences[0])
     votes, asked = _votes(found, here.id)
     return Words(
@@ -121,9 +131,10 @@ def words(found: StudyTables, headline: str | None) -> Words | None:
         ),
         topped=len(tops),
         same_top=sum(base == other for base, other in tops),
-        compared=sum(word.apart is not None for _, word in every),
+        compared=len(compared),
         apart=len(apart),
-        largest=tuple(sorted((_difference(*pair) for pair in apart), key=lambda one: -abs(one.size))[:NAMED]),
+        largest=tuple(changes[:NAMED]),
+        shifts=tuple(one for one in changes if one.text == here.text)[:SHIFTS],
         votes=votes,
         asked=asked,
     )

@@ -110,28 +110,39 @@ def stability_row(found: Attribution) -> dict[str, object]:
 
 
 def leaderboard(faithfulness: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Table `leaderboard`: a row a method and setting, best mean share under absences not its own first.
+    """Table `leaderboard`: a row a method and setting, best mean share under absences that no method uses first.
 
-    Shares are means over texts: `share` under all absences; `share_other` under those that the method does not use
-    itself, with its bootstrap 95 % interval over texts, and `share_own` under the others; then one column an absence.
+    Shares are means over texts: `share` under all absences; `share_other` under those that no method of the table uses
+    itself, so that all are judged by the same tests, with its bootstrap 95 % interval over texts; `share_own` under
+    those that the method uses; then one column an absence.
     `beats_random` counts the tests of `tests` in which a method beats 95 % of random orders. Rankings by position alone
     and the ceiling, the best single order over all absences, take part. Texts of one word are left out.
     """
     table = faithfulness.dropna(subset="share")
+    table = table.assign(own=table["own"].fillna(False).astype(bool), neutral=neutral(table))
     rows = []
     for values, part in table.groupby(METHOD_KEYS, sort=False, dropna=False):
-        own = part["own"].fillna(False).astype(bool)
-        other = _mean_over_texts(part[~own])
+        other = _mean_over_texts(part[part["neutral"]])
         low, high = interval(other, seed=seed)
         rows.append(
             dict(zip(METHOD_KEYS, values, strict=True))
             | {"texts": part["text"].nunique(), "tests": len(part)}
             | {"share": _mean_over_texts(part).mean(), "share_other": other.mean(), "low": low, "high": high}
-            | {"share_own": _mean_over_texts(part[own]).mean(), "beats_random": int(part["beats_random"].sum())}
+            | {"share_own": _mean_over_texts(part[part["own"]]).mean(), "beats_random": int(part["beats_random"].sum())}
             | {absence: _mean_over_texts(tests).mean() for absence, tests in part.groupby("absence", sort=False)}
         )
     board = pd.DataFrame(rows)
     return board.sort_values("share_other", ascending=False, kind="stable", ignore_index=True) if rows else board
+
+
+def neutral(tests: pd.DataFrame) -> pd.Series:
+    """Which rows of the table `faithfulness` test an absence that no method of the table uses itself.
+
+    >>> neutral(pd.DataFrame({"absence": ["zero", "zero", "hidden"], "own": [True, False, None]})).tolist()
+    [False, False, True]
+    """
+    used = set(tests.loc[tests["own"].fillna(False).astype(bool), "absence"])
+    return ~tests["absence"].isin(used)
 
 
 def _mean_over_texts(tests: pd.DataFrame) -> pd.Series:

@@ -24,10 +24,11 @@ from xai_utils.plots.sentence import (
     runs,
     shared_lines,
     shown_rows,
+    stands,
     title_of,
     value_of,
 )
-from xai_utils.plots.style import NOTHING, OPPOSES, SUPPORTS
+from xai_utils.plots.style import INK, NOTHING, OPPOSES, SUPPORTS
 from xai_utils.plots.trust import MARKS, checks
 from xai_utils.text.words import visible
 
@@ -48,8 +49,8 @@ def comparison_html(pair: Comparison) -> str:
     reach = reach_of(results)
     heads = ["word", *(f"{label} ({pair.base.unit})" for label in pair.labels), "difference", ""]
     rows = []
-    for word, base, other, change, floor, stands in words.itertuples(index=False, name=None):
-        rows.append([*map(_cell, (word, base, other, change)), change_mark(change, floor, stands, reach, BLOCKS)])
+    for word, base, other, change, floor, holds in words.itertuples(index=False, name=None):
+        rows.append([*map(_cell, (word, base, other, change)), change_mark(change, floor, holds, reach, BLOCKS)])
     both = "".join(sentence_html(result, reach) for result in results)
     shared = "".join(f"<div>{escape(visible(line))}</div>" for line in shared_lines(pair)) + _parts(pair)
     cards = "".join(f"<div><b>{escape(visible(result.case.model))}</b></div>{_card(result)}" for result in results)
@@ -120,6 +121,7 @@ def _span(result: Attribution, run: Run, reach: float) -> str:
     fill = back if result.certified else f"repeating-linear-gradient(135deg,{back},{back} 4px,#fff 4px,#fff 6px)"
     ink = ink if result.certified else "#000000"
     look = f"background:{fill};color:{ink};padding:.15em .2em;border-radius:.2em"
+    look += f";border-bottom:2px solid {INK}" if stands(result, run.row) else ""
     return f'<span style="{look}" title="{hover}">{text}</span>'
 
 

@@ -103,17 +103,17 @@ def layer_maps(maps: Sequence[LayerMap], title: str = "") -> Figure:
     """Maps beside each other on one scale of colours: layers upwards, words across, their sums in the margins."""
     sizes = [_size(one) for one in maps]
     norm = centred(np.concatenate([one.scores.ravel() for one in maps]))
+    wide = sum(width for width, _ in sizes) + 0.75
+    lines = heading(title, wide) if title else []
     with style():
-        fig = figure(
-            sum(width for width, _ in sizes) + 0.75, max(height for _, height in sizes) + (0.3 if title else 0)
-        )
+        fig = figure(wide, max(height for _, height in sizes) + 0.1 * bool(lines) + 0.2 * len(lines))
         panels = fig.subfigures(1, len(maps) + 1, squeeze=False, width_ratios=[*(width for width, _ in sizes), 0.75])[0]
         for panel, one in zip(panels[:-1], maps, strict=True):
             _draw(panel, one, norm)
         bar = panels[-1].add_axes((0.05, 0.25, 0.16, 0.5))
         fig.colorbar(mpl.cm.ScalarMappable(norm, diverging()), cax=bar, label=f"score ({maps[0].unit})")
-        if title:
-            fig.suptitle(readable(title, 10**6), x=0.01, ha="left")
+        if lines:
+            fig.suptitle("\n".join(lines), x=0.01, ha="left")
     return fig
 
 
@@ -189,12 +189,12 @@ def undone(table: pd.DataFrame, title: str = "") -> Figure:
 
 def describe_undone(table: pd.DataFrame) -> str:
     """The finding in a sentence, for an alt text."""
-    better = int((table["highest"] > table["random"]).sum())
+    better = int((table["highest"] > table["random_95"]).sum())
     return (
         f"Undoing the adaptation in the {table['removed'].max()} layers that the map ranks highest undoes "
-        f"{table['highest'].mean():.0%} of the difference on average, random layers {table['random'].mean():.0%}, the "
-        f"best found {table['best'].mean():.0%}; the highest undo more than random ones on {better} of {len(table)} "
-        "texts."
+        f"{table['highest'].mean():.1%} of the difference on average, random layers {table['random'].mean():.1%}, the "
+        f"best found {table['best'].mean():.1%}; the highest undo more than 95 % of random choices on {better} of "
+        f"{len(table)} texts."
     )
 
 

@@ -15,10 +15,10 @@ LABEL = 0.12  # of the scale, what a number and its distance take
 
 
 def shares(board: pd.DataFrame, title: str = "", ceiling: float | None = None) -> Figure:
-    """Dots of mean shares, best first; a hollow dot is the mean under absences that the method uses itself.
+    """Dots of mean shares under absences that no method uses, best first; a hollow dot is that under its own.
 
     `board` has the columns method, other, own (shares, either may be missing) and control. `ceiling` is the share of
-    the best single order over all absences.
+    the best single order.
     """
     places, lines = np.arange(len(board)), heading(title, WIDTH)
     other, own = (board[name].to_numpy(float) for name in ("other", "own"))
@@ -48,7 +48,7 @@ def shares(board: pd.DataFrame, title: str = "", ceiling: float | None = None) -
         axes.set_xlim(min(np.nanmin(values) - 0.05, -0.05), max(np.nanmax(values) + 0.1, 0.5))
         axes.set_xlabel("share of the best order's drop")
         marks = [
-            Line2D([], [], marker="o", color=SUPPORTS, linestyle="", label="under absences that are not its own"),
+            Line2D([], [], marker="o", color=SUPPORTS, linestyle="", label="under absences that no method uses"),
             Line2D(
                 [], [], marker="o", color=SUPPORTS, markerfacecolor="white", linestyle="", label="under its own absence"
             ),

@@ -1,4 +1,5 @@
-"""The explained sentence itself in colour, and bars of its words: blue supports the answer, red opposes it.
+"""The explained sentence itself in colour, and bars of its words: blue supports the answer, red opposes it; a word
+whose score stands is underlined.
 
 Several results share one scale. html.py and terminal.py show the same runs of text with the same colours.
 """
@@ -85,6 +86,11 @@ def title_of(result: Attribution) -> str:
     what = f"{result.case.model}: {method_name(result.method)}{absent}, {result.target.kind} of “{result.target.text}”"
     sure = result.trust and result.target.ids and result.trust.competence.probability
     return f"{what} (the answer's probability {sure:.2g})" if sure else what
+
+
+def stands(result: Attribution, row: int | None) -> bool:
+    """Whether a word's score is known to have one sign over the panel."""
+    return row is not None and result.stands is not None and bool(result.stands[row])
 
 
 def value_of(result: Attribution, row: int) -> str:
@@ -226,6 +232,8 @@ def _draw(axes: Axes, result: Attribution, run: Run, place: tuple[float, float, 
     if np.isfinite(score):
         hatch = None if result.certified else "/////"
         axes.add_patch(Rectangle((left, top), width, 0.24, facecolor=back, edgecolor="white", hatch=hatch, linewidth=0))
+    if stands(result, run.row):
+        axes.hlines(top + 0.255, left + 0.02, left + width - 0.02, color=INK, linewidth=1.2)
     text = readable(run.text) if run.text.strip() else ""
     axes.text(left + width / 2, top + 0.12, text, ha="center", va="center", fontsize=WORD, color=ink)
-    axes.text(left + width / 2, top + 0.26, _score(result, run), ha="center", va="top", fontsize=SCORE, color=INK)
+    axes.text(left + width / 2, top + 0.275, _score(result, run), ha="center", va="top", fontsize=SCORE, color=INK)

@@ -20,6 +20,7 @@ from xai_utils.plots.sentence import (
     runs,
     shared_lines,
     shown_rows,
+    stands,
     title_of,
     value_of,
 )
@@ -64,7 +65,9 @@ def _sentence(result: Attribution, reach: float) -> Text:
     for run in runs(result):
         score = np.nan if run.row is None else result.word_scores[run.row]
         back, ink = colours(score, reach) if np.isfinite(score) else ("default", "default")
-        sentence.append(" " if run.text.isspace() else visible(run.text), f"{ink} on {back}")
+        sentence.append(
+            " " if run.text.isspace() else visible(run.text), f"{'underline ' * stands(result, run.row)}{ink} on {back}"
+        )
     sentence.append(" → ")
     return sentence.append(visible(result.target.text.strip()), "bold")
 
@@ -87,8 +90,8 @@ def _pair_rows(pair: Comparison, reach: float) -> list[str]:
     words = _fitted(["", *found["word"]])
     rows = [f"  {words[0]}  {heads}  difference ({pair.base.unit})"]
     for word, row in zip(words[1:], found.itertuples(index=False, name=None), strict=True):
-        _, base, other, change, floor, stands = row
-        mark = change_mark(change, floor, stands, reach, BAR)
+        _, base, other, change, floor, holds = row
+        mark = change_mark(change, floor, holds, reach, BAR)
         rows.append(f"  {word}  {base:>+{width}.3g}  {other:>+{width}.3g}  {change:+9.3g}  {mark}")
     return rows
 

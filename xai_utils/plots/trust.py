@@ -15,7 +15,7 @@ from xai_utils.evaluation.thresholds import CHANCE, COMPETENT, CONTROLLED, FAITH
 from xai_utils.evaluation.trust import Stability, TrustCard
 from xai_utils.plots.style import INK, NOTHING, OPPOSES, SUPPORTS, figure, heading, readable, style
 
-WIDTH = 3.4  # inches of a card
+WIDTH = 3.7  # inches of a card
 MARKS = {"passes": (SUPPORTS, "o"), "doubtful": ("#e08214", "D"), "fails": (OPPOSES, "X"), "unknown": (NOTHING, "s")}
 
 
@@ -39,11 +39,13 @@ def checks(card: TrustCard) -> list[Check]:
     alike = [value for value in card.controls.correlations.values() if not math.isnan(value)]
     other = 1 - max(alike) if alike else math.nan
     return [
-        Check("answer's probability", sure.probability, f"{sure.probability:.2g}", sure.level, COMPETENT, SURE),
-        Check("sum of scores", missed, exact, whole.level, math.nan, math.nan),
-        _line("words of one sign", steady.one_sign, steady.level, TOSSED, STANDS, _signs(steady)),
-        _line("deletion share", deleted.share, deleted.level, CHANCE, FAITHFUL),
-        Check("unlike untrained", other, _digits(other), card.controls.level, 1 - SAME, 1 - CONTROLLED),
+        Check(
+            "competence, answer's probability", sure.probability, f"{sure.probability:.2g}", sure.level, COMPETENT, SURE
+        ),
+        Check("completeness, sum of scores", missed, exact, whole.level, math.nan, math.nan),
+        _line("stability, words of one sign", steady.one_sign, steady.level, TOSSED, STANDS, _signs(steady)),
+        _line("faithfulness, deletion share", deleted.share, deleted.level, CHANCE, FAITHFUL),
+        Check("controls, unlike untrained", other, _digits(other), card.controls.level, 1 - SAME, 1 - CONTROLLED),
     ]
 
 
@@ -57,13 +59,13 @@ def _signs(steady: Stability) -> str:
     """The share of one sign, and the rank correlation between absences where that is why it does not pass.
 
     >>> _signs(Stability("doubtful", 0.31, 1.0, False)), _signs(Stability("doubtful", 0.31, 0.6, False))
-    ('1.00, but ranks 0.31', '0.60')
+    ('1.00, but rank correlation 0.31', '0.60')
     """
     signs, ranks = steady.one_sign, steady.rank_correlation
     if signs is None:
         return _digits(math.nan)
     held = signs >= TOSSED and steady.level == ("doubtful" if signs >= STANDS else "fails")
-    return _digits(signs) + (f", but ranks {ranks:.2f}" if held and ranks is not None else "")
+    return _digits(signs) + (f", but rank correlation {ranks:.2f}" if held and ranks is not None else "")
 
 
 def _line(name: str, value: float | None, level: str, fails: float, passes: float, shown: str | None = None) -> Check:
@@ -77,7 +79,7 @@ def _digits(value: float) -> str:
 
 def cards(by_name: Mapping[str, TrustCard], title: str = "") -> Figure:
     """Cards beside each other, one for each name (a model or a method)."""
-    count, width = len(by_name), 1.8 + WIDTH * len(by_name)
+    count, width = len(by_name), 2.5 + WIDTH * len(by_name)
     heads = heading(title, width)
     with style():
         fig = figure(width, 2.3 + 0.2 * len(heads))

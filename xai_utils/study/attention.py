@@ -27,6 +27,7 @@ VERSION = 1  # raise it when these tables would come out different
 HALF = 0.5
 KEYS = ["study", "text", "model", "role"]
 GROUPED = ["study", "model", "role", "layer", "head", *heads.PLACES, "group", "share", "example"]
+NOTICEABLE = 0.01  # nats: less attention than a seventh has moved then (Pinsker's inequality)
 IDENTICAL = 1e-9  # nats; two runs of one model on the same tokens differ by nothing
 
 
@@ -128,7 +129,8 @@ def joined(found: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def change_of_heads(change: pd.DataFrame) -> pd.DataFrame:
-    """`attention_change` over texts, a row a head: means, and whether it is beyond the floor in most texts with one.
+    """`attention_change` over texts, a row a head: means, and whether it changed: beyond the floor in most texts with
+    one, and by no less than NOTICEABLE on the mean.
 
     Texts that the two models read alike to the last digit say nothing of where they differ: they are left out and
     counted in `alike`, unless there are no others.
@@ -140,7 +142,8 @@ def change_of_heads(change: pd.DataFrame) -> pd.DataFrame:
         ["divergence", "shared", "floor", "beyond_floor"]
     ].mean()
     means["texts"] = table.groupby(["base", "other", "layer", "head"])["beyond_floor"].count().to_numpy()
-    return means.assign(beyond_floor=means["beyond_floor"] > HALF, alike=alike if differs.any() else 0)
+    changed = (means["beyond_floor"] > HALF) & (means["divergence"] >= NOTICEABLE)
+    return means.assign(beyond_floor=changed, alike=alike if differs.any() else 0)
 
 
 def words_of(book: Explainer, label: str, entry: TextEntry) -> WordAttention:

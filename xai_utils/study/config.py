@@ -50,6 +50,7 @@ class Study(Reading):
     sigma: Positive = 0.1  # standard deviation of that noise, in embedding units
     seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = 0
     claims: Literal["original"] | None = None  # whose claims the report decides
+    chosen: Text | None = None  # how texts and answers were chosen, in a sentence or two for the report
     notebooks: Annotated[tuple[Notebook, ...], Field(min_length=1)] = ("01", "02", "03", "04", "05")
 
     @property

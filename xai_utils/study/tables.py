@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from xai_utils.evaluation.agreement import neutral
 from xai_utils.evaluation.statistics import certified
 from xai_utils.study.config import Study
 from xai_utils.study.results import folders, read_table
@@ -149,18 +150,19 @@ def _read_csv(file: Path) -> pd.DataFrame:
 def board(found: StudyTables) -> pd.DataFrame:
     """Methods and orders by position under the models of the pair, best first.
 
-    Columns: method; other and own, the mean share under absences that the method does not use itself, and under those
-    that it does (nan where there is none); cases; control, true for an order by position.
+    Columns: method; other and own, the mean share under absences that no method of the study uses itself, and under
+    those that this one does (nan where there is none); cases; control, true for an order by position.
     """
     table = found.table("faithfulness")
     columns = ["method", "other", "own", "cases", "control"]
     if table.empty:
         return pd.DataFrame(columns=columns)
-    rows = table[table["model"].isin(found.pair) & (table["method"] != CEILING)].dropna(subset="share")
+    rows = table.assign(neutral=neutral(table))
+    rows = rows[rows["model"].isin(found.pair) & (rows["method"] != CEILING)].dropna(subset="share")
     ranked = []
     for method, part in rows.groupby("method", sort=False):
         own = part["own"].fillna(False).astype(bool)
-        shares = [part.loc[~own, "share"].mean(), part.loc[own, "share"].mean()]
+        shares = [part.loc[part["neutral"], "share"].mean(), part.loc[own, "share"].mean()]
         ranked.append([method, *shares, len(part[["text", "model"]].drop_duplicates()), method in CONTROLS])
     made = pd.DataFrame(ranked, columns=columns)
     order = made["other"].fillna(made["own"]).sort_values(ascending=False, kind="stable").index

@@ -11,6 +11,7 @@ from xai_utils.attribution.methods import method_name
 from xai_utils.plots.style import INK, NOTHING, ROW, SUPPORTS, figure, heading, readable, style
 
 WIDTH = 7.2
+GROUND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # of a number, so that no line crosses it
 LABEL = 0.12  # of the scale, what a number and its distance take
 
 
@@ -32,7 +33,9 @@ def shares(board: pd.DataFrame, title: str = "", ceiling: float | None = None) -
         beside = np.where((own > other) & (own < other + LABEL), own, other)  # a hollow dot would cross the number
         for place, value, at in zip(places, other, beside, strict=True):
             if np.isfinite(value):
-                axes.annotate(f"{value:.2f}", (at, place), (6, 0), textcoords="offset points", va="center")
+                axes.annotate(
+                    f"{value:.2f}", (at, place), (6, 0), textcoords="offset points", va="center", bbox=GROUND, zorder=4
+                )
         axes.axvline(0, color=INK, linewidth=0.9)
         if ceiling is not None:
             axes.axvline(ceiling, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))

@@ -160,7 +160,7 @@ def test_dots_of_undone_layers_stand_at_the_shares_of_the_table():
     assert [line[:, 0].tolist() for line in spans.get_segments()] == [[0.1, 0.2], [0.1, 0.2]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
     told = layers.describe_undone(table)
-    assert "28% of the difference" in told and "random layers 10%" in told and "on 1 of 2 texts" in told
+    assert "27.5% of the difference" in told and "random layers 10.0%" in told and "on 1 of 2 texts" in told
     texts, passed = drawn(fig)
     assert passed <= 1 and "share of the difference undone by 5 layers" in {text for text, _ in texts}
 

@@ -6,7 +6,6 @@ Facts are computed from tables (facts/), words stand in templates (template/), a
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +35,25 @@ def write(study: Study) -> dict[str, str]:
     have written no scores yet.
     """
     found, folder = read_tables(study), folders(study).blog
-    shutil.rmtree(folder / "figs", ignore_errors=True)
     pictures = {"index": Pictures(found, facts(found, long_studies(found)), folder / "figs")}
     for other in beside(study):
         pictures[other.study.name] = Pictures(other, facts(other), folder / "figs", prefix=f"{other.study.name}_")
     second = [_second(stem, one) for stem, one in pictures.items() if stem != "index"]
     for stem, one in pictures.items():
         _write(folder, stem, one, Markup("\n").join(second if stem == "index" else []))
+    _clear(folder)
     if study.leads:
         own = pictures["index"]
         write_text(README, with_finding(README.read_text(encoding="utf-8"), own.facts, own))
     return {name: html for one in pictures.values() for name, html in one.inserts.items()}
+
+
+def _clear(folder: Path) -> None:
+    """Remove the figures that no page shows; those of a published study that has not run here are its page's."""
+    shown = "".join(page.read_text(encoding="utf-8") for page in folder.glob("*.md"))
+    for figure in folder.glob("figs/*.png"):
+        if f"figs/{figure.name}" not in shown:
+            figure.unlink()
 
 
 def beside(study: Study) -> list[StudyTables]:

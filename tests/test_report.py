@@ -159,12 +159,16 @@ def test_build_writes_pages_figures_and_site(written, tmp_path):
     stale = tmp_path / "made" / "report" / "blog" / "figs" / "stale.png"
     stale.parent.mkdir(parents=True)
     stale.touch()
+    other = stale.with_name("other.png")  # of a page that this study does not write
+    other.write_bytes(b"a picture")
+    (stale.parents[1] / "other.md").write_text("![a](figs/other.png)")
     inserts = build.write(written.study)
     path = tmp_path / "made" / "report" / "blog" / "index.md"
     text = path.read_text(encoding="utf-8")
     assert text.startswith('---\nweight: 1\nbookFlatSection: true\ntitle: "')
     shown = {name for name, _ in re.findall(r"\(figs/(\w+)(\.png)\)", text)}
-    assert shown == {file.stem for file in (path.parent / "figs").iterdir()} and "sentence" in shown
+    assert shown | {"other"} == {file.stem for file in (path.parent / "figs").iterdir()} and "sentence" in shown
+    assert other.read_bytes() == b"a picture"
     assert build.write(written.study) == inserts and path.read_text(encoding="utf-8") == text
     folder = site.build(written.study, inserts, [])
     assert folder == path.parent.parent / "site"

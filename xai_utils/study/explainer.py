@@ -6,12 +6,9 @@ them.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
 import dataclasses
 import functools
-import gc
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +25,7 @@ from xai_utils.attribution.target import Target, make_target
 from xai_utils.errors import UserError
 from xai_utils.evaluation.behaviour import greedy, unrolled
 from xai_utils.files import write_text
+from xai_utils.memory import give_back
 from xai_utils.models.entry import ModelEntry
 from xai_utils.models.loading import LoadedModel, load
 from xai_utils.models.sharing import share
@@ -254,9 +252,7 @@ def _loaded(loader: Callable[[ModelEntry], LoadedModel], entries: tuple[ModelEnt
     key = (loader, entries, tuple(tuple(entry.stamp()) for entry in entries))
     if key not in _held:
         _held.clear()
-        gc.collect()  # before others take their memory
-        with contextlib.suppress(AttributeError, OSError, TypeError):  # where the C library is not glibc
-            ctypes.CDLL(None).malloc_trim(0)  # which else keeps a gigabyte of freed weights to itself
+        give_back()  # before others take their memory
         models: list[LoadedModel] = []
         for entry in progress(entries, "loading"):
             models.append(loader(entry))

@@ -10,12 +10,16 @@ from typing import Any
 from IPython.core.getipython import get_ipython
 
 from xai_utils.files import ROOT
+from xai_utils.memory import give_back
 
 _first: dict[str, Any] = {}
 
 
 def renew() -> None:
-    """Namespace, cell count, folder, path of imports, environment, warnings and figures as when a kernel starts."""
+    """Namespace, cell count, folder, path of imports, environment, warnings and figures as when a kernel starts.
+
+    Free memory is given back.
+    """
     shell = get_ipython()
     assert shell is not None
     if not _first:
@@ -33,3 +37,4 @@ def renew() -> None:
 
         pyplot.close("all")
         matplotlib.rc_file_defaults()
+    give_back()

@@ -91,14 +91,17 @@ def agreement(found: StudyTables) -> pd.DataFrame:
 
 
 def raw_scores(found: StudyTables, label: str) -> Markup:
-    """Token scores and completeness errors of one model on the first text: the study's setting, the original's."""
+    """Token scores and completeness errors of one model on the first text: the study's setting, the original's.
+
+    Empty where integrated gradients were not asked for.
+    """
     here = {"model": label, "text": found.headline}
     entries: list[dict[str, Any]] = []
     for method in (IG, ORIGINAL):
         parts = [found.chosen(name, method) for name in ("attributions", "certificates")]
         if all(len(part) for part in parts):
             entries += score_lists(*(part[(part[list(here)] == here).all(axis=1)] for part in parts))
-    return Markup(fenced(list(rounded(entries, DIGITS))))
+    return Markup(fenced(list(rounded(entries, DIGITS))) if entries else "")
 
 
 def fenced(entries: list[dict[str, Any]]) -> str:
@@ -127,4 +130,4 @@ def fenced(entries: list[dict[str, Any]]) -> str:
 def parts(found: StudyTables, long: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """What the appendix's template names beside the facts."""
     raw = {label: raw_scores(found, label) for label in found.pair}
-    return {"tables": tables(found, long), "raw": raw}
+    return {"tables": tables(found, long), "raw": {label: entries for label, entries in raw.items() if entries}}

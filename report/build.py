@@ -106,7 +106,8 @@ def render(
     """A template with a study's facts, and the page that recorded its numbers."""
     page = page or Page()
     stem = more.pop("stem", "index")
-    links = {"page": f"{stem}.md", "appendix": f"{appendix_of(stem)}.md", "second": ""}
+    files = "report/tables/" if stem == "index" else f"report/tables/{stem}/"
+    links = {"page": f"{stem}.md", "appendix": f"{appendix_of(stem)}.md", "files": files, "second": ""}
     return page.render(template, **context(facts, pictures) | links | more), page
 
 

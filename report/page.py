@@ -110,10 +110,11 @@ class Page:
         return self._number(value, significant(value, digits))
 
     def percent(self, value: float) -> Markup:
-        """A share in percent: two digits, one more where it is next to all, a bound where it is next to nothing."""
+        """A share in percent: two digits, one more just below all or a half, a bound where it is next to nothing."""
         if 0 < value < SMALLEST:
             return self._number(value, f"under {100 * SMALLEST:g}\u00a0%")
-        text = f"{100 * value:.1f}" if 0.985 < value < 1 else significant(100 * value).removesuffix(".0")
+        exact = 0.985 < value < 1 or 0.495 <= value < 0.5  # all but 1, and all but a half
+        text = f"{100 * value:.1f}" if exact else significant(100 * value).removesuffix(".0")
         return self._number(value, f"{text}\u00a0%")
 
     def points(self, value: float) -> Markup:

@@ -47,6 +47,8 @@ WORDS, NUMBERS = 30, 4  # in a sentence, at most
         ("{{ x | percent }}", 1.0, "100\u00a0%"),
         ("{{ x | percent }}", 9.4e-14, "under 0.01\u00a0%"),
         ("{{ x | percent }}", 1.5, "150\u00a0%"),
+        ("{{ x | percent }}", 0.496, "49.6\u00a0%"),
+        ("{{ x | points }}", 0.0523, "5.2 percentage points"),
         ("{{ x | sig }}", 0.6449, "0.64"),
         ("{{ x | plural('prompt', 'prompts') }}", 1, "1 prompt"),
         ("{{ x | plural('prompt', 'prompts') }}", 1200, "1,200 prompts"),
@@ -174,7 +176,7 @@ def parts(found) -> dict[str, Any]:
 
 RAW = {"base": Markup(""), "ru-ts": Markup("")}
 NOTHING = {"tables": {}, "raw": RAW}
-TOLD = {"tables": {"swap": Markup("| a |")}, "raw": RAW, "second": Markup("## Second")}
+TOLD = {"tables": {"swap": Markup("| a |")}, "raw": {}, "second": Markup("## Second")}
 
 
 def rendered(told: Facts, template: str, page: Page | None = None, **more: Any) -> tuple[str, Page]:

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from PIL import Image
 
 from tests.tiny import tiny_case, tiny_loaded
@@ -14,6 +15,7 @@ from xai_utils.attribution.masking import players
 from xai_utils.attribution.result import from_tokens, from_words
 from xai_utils.attribution.tables import word_rows
 from xai_utils.errors import UserError
+from xai_utils.plots import sentence, terminal
 from xai_utils.plots.html import result_html, sentence_html
 from xai_utils.text.cases import units
 
@@ -85,6 +87,13 @@ def test_a_word_stands_where_the_panel_agrees(model):
     assert [row["stands"] for row in rows] == found.words["stands"].tolist()
     assert word_rows(found)[0]["stands"] is None  # the document's start, which is fixed
     assert "3 of 5 words stand" in repr(found)
+    words = ["The", "capital", "France"]  # underlined in every picture of the sentence
+    tags = [own for tag, own in Page(sentence_html(found)).tags if tag == "span"]
+    assert [own["title"].split(":")[0] for own in tags if "border-bottom:2px" in own["style"]] == words
+    said = terminal.lines(found)[1]
+    assert [said.plain[part.start : part.end] for part in said.spans if "underline" in str(part.style)] == words
+    lines = [part for part in sentence.sentences([found]).axes[0].collections if isinstance(part, LineCollection)]
+    assert len(lines) == len(words)
 
 
 @pytest.mark.parametrize("method", [integrated_gradients.integrated_gradients, perturbation.ablation, shapley.shapley])

@@ -137,20 +137,21 @@ def _swap(
 ) -> Tables:
     kind = base_target.kind
     found = swap_of.swap(base, other, base_case, other_case, kind, budget=budget)
-    steps = bridge_of.bridge(base, other, base_case, other_case, kind, untrained=_untrained(base, other.entry))
+    untrained = _untrained(other.entry)
+    if untrained is not None:
+        share([base, untrained])
+    steps = bridge_of.bridge(base, other, base_case, other_case, kind, untrained=untrained)
     ends = {"f_base": found.f_base, "f_other": found.f_other}
     return {"swap": _plain(found.rows()).assign(**ends), "bridge": _plain(steps.rows())}
 
 
 @functools.lru_cache(1)
-def _untrained(base: LoadedModel, entry: ModelEntry) -> LoadedModel | None:
+def _untrained(entry: ModelEntry) -> LoadedModel | None:
     """The model with its adapter's rows as they were before training, where its recipe can make them (adapters.py)."""
     if entry.adapter is None or entry.rows is not None or not adapters.token_rows(adapters.folder(entry)):
         return None
     untrained = {"rows": "initial", "role": "control", "label": f"{entry.label}-untrained"}
-    made = load(entry.model_copy(update=untrained))
-    share([base, made])
-    return made
+    return load(entry.model_copy(update=untrained))
 
 
 def _path(

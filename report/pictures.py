@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +152,8 @@ class Pictures:
             texts = [self.facts.words.here.id] if name == "sentence" else others(self.facts)
             results = coloured(self.found, self.facts, texts)
             reach = sentence.reach_of(results)
-            self.inserts[f"{self.prefix}{name}.png"] = "".join(sentence_html(one, reach) for one in results)
+            title = f"<p><b>{html.escape(self._said(f'{name}_title'))}</b></p>"
+            self.inserts[f"{self.prefix}{name}.png"] = title + "".join(sentence_html(one, reach) for one in results)
         return Markup(f"![{escape(self._said(f'{name}_alt'))}](figs/{self.prefix}{name}.png)\n")
 
     def draw(self, name: str) -> Image | None:

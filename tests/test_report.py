@@ -175,6 +175,7 @@ def test_build_writes_pages_figures_and_site(written, tmp_path):
     assert {"index.html", "appendix.html"} == {file.name for file in folder.glob("*.html")}
     front = (folder / "index.html").read_text(encoding="utf-8")
     assert 'class="word"' in front and "data-value=" in front  # sentences as text in colour, not as a picture
+    assert "<p><b>What each word adds to the answer, prompt by prompt</b></p>" in front
 
 
 def test_figures_have_alt_texts_of_their_own(found, tmp_path):

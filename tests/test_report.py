@@ -111,7 +111,16 @@ def test_texts_without_answers_are_not_compared():
     tables = dict(made.tables)
     tables["behaviour"] = tables["behaviour"].assign(answer=None, probability=float("nan"))
     text = page(refreshed(StudyTables(made.study.model_copy(update={"texts": entries}), tables)))
-    assert "no answer is given" in text and "became likelier" not in text and "stand apart" not in text
+    assert "no answer is given" in text and "became likelier" not in text
+    assert "do not meet" not in text and "stay apart" not in text
+
+
+def test_counts_are_of_the_prompts_whose_answer_moved(found):
+    moved = facts(found).behaviour.moved
+    assert 0 < len(moved) < len(found.study.texts) and facts(found).swap.texts == len(moved)
+    assert f"of {len(moved)} prompts whose answer moved" in page(found)
+    steady = changed(found, "behaviour", lambda table: table.assign(probability=0.6))
+    assert facts(steady).swap.texts == len(found.study.texts) and "whose answer moved" not in page(steady)
 
 
 def test_markup_is_text(found):

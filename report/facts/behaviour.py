@@ -81,8 +81,13 @@ class Behaviour:
 
     @property
     def moved(self) -> tuple[Prompt, ...]:
-        """The prompts on which the models may differ: all where nothing did, since they cannot be told apart then."""
-        return tuple(prompt for prompt in self.prompts if prompt not in self.steady) or self.prompts
+        """The prompts whose answer became likelier or less likely; all of them where none did."""
+        return tuple(prompt for prompt in self.prompts if prompt.answer and prompt not in self.steady) or self.prompts
+
+    @property
+    def some_stayed(self) -> bool:
+        """Whether `moved` leaves prompts out."""
+        return len(self.moved) < self.count
 
     @property
     def steady_count(self) -> int:
